@@ -1,0 +1,112 @@
+"""Every field an experiment has, with its default. Config files edit a copy."""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  """The defaults; see configs/cooccurrence.py for an experiment."""
+  c = config_dict.ConfigDict()
+  # What is run. A target makes it one run with checkpoints; without one, every
+  # target x method x seed is trained on the resident driver and tabled.
+  c.target = ""  # Held-out domain; set by the config argument after the colon.
+  c.targets = ()  # Held-out domains of the table; () is every domain.
+  c.sources = ()  # Source domains; () is every domain but the target.
+  c.method = "mer_kde"  # Of a single run; "a+b" composes two recipes.
+  c.methods = ("erm", "mer_kde", "mer_logdet")  # Of the table; the first is reference.
+  c.seed = 0  # Of a single run: initial weights, data order, noise in the step.
+  c.seeds = (0, 1, 2, 3, 4)  # Of the table.
+  c.split_seed = 0  # Train/validation split; the same for every method.
+  c.metric = "accuracy"  # Headline: accuracy or balanced_accuracy.
+
+  c.driver = "resident"  # Of a single run: resident (data on device) or stream.
+  c.total_steps = 1_000
+  c.batch_size = 0  # Rows over all sources; 0 is about 96, padded for tiny domains.
+  c.log_every = 50  # Steps; divides eval_every.
+  c.eval_every = 250  # Steps between evaluations, records and checkpoints.
+  c.wave = 0  # Runs trained at once by the table; 0 picks by device.
+
+  c.data = dict(
+    name="npz",  # npz, av_digits or cooccurrence.
+    path="",  # The .npz file, or the folder of av_digits.
+    modalities=(),  # () is all, in the order of the file.
+    val_fraction=0.2,  # Of each source domain, where the set brings no split.
+    drop_unseen_classes=False,  # Drop target rows of classes that no source has.
+    audio="logmel",  # av_digits only: logmel or waveform.
+    # cooccurrence only, see mer_dg/data/cooccurrence.py.
+    cooccurrence=dict(
+      num_classes=4,
+      num_domains=4,
+      strengths=(1.5, 1.5),  # Class separation over noise, one per modality.
+      widths=(48, 32),  # Observed dimensions, one per modality.
+      pairing=0.9,  # Probability that the nuisance pairing names the class.
+      target_pairing="absent",  # In the target: absent or reversed.
+      nuisance_scale=2.0,
+      noise=(0.1, 0.1),  # Observation noise, one per modality.
+      train_per_domain=400,
+      val_per_domain=200,
+      test_per_domain=500,
+      seed=0,
+    ),
+  )
+
+  c.network = dict(
+    encoder="auto",  # auto by input rank; mlp, linear or conv by name.
+    fusion="concat",
+    embedding_dim=64,  # Per modality.
+    hidden_dim=128,  # Of the encoders.
+    fusion_dim=128,  # Common width inside gated, film, lowrank, attention, bottleneck.
+    classifier_dim=128,  # Hidden width behind the fusion.
+    projector_dim=128,
+    projection_dim=128,
+    dropout=0.5,  # Of the classifier.
+    embedding_dropout=0.0,
+    modality_dropout=0.0,
+    input_clip=10.0,  # Largest scaled input, in robust standard deviations.
+    compute_dtype="float32",  # Or bfloat16; parameters and losses stay float32.
+  )
+
+  # Adam with coupled L2 (not AdamW), as in the reference code.
+  c.optimizer = dict(lr=1e-3, weight_decay=1e-4, schedule="cosine")
+
+  # A method is a recipe: which terms beside the fused cross-entropy, and how.
+  # Fields a recipe leaves out have the defaults of mer_dg/methods/terms.py.
+  c.recipes = dict(
+    erm=dict(),
+    heads=dict(unimodal=dict(weight=0.5)),
+    # Kernel entropy on the unit sphere. Weights and widths: docs/results.md.
+    mer_kde=dict(
+      mer=dict(
+        estimator="kde",
+        apply_to="embedding",
+        normalize="unit",
+        scope="batch",
+        weight=0.01,
+        bandwidth=1.0,
+        start=0.0,  # Share of training before the term starts,
+        ramp=0.0,  # and over which it ramps up.
+      )
+    ),
+    # The released loss: variance floor and log-determinant, weight 3.
+    mer_logdet=dict(
+      mer=dict(
+        estimator="logdet",
+        apply_to="projector",
+        normalize="none",
+        scope="batch",
+        weight=3.0,
+        marginal_weight=1.0,
+        spectral_weight=1.0,
+        start=0.0,
+        ramp=0.0,
+      )
+    ),
+  )
+
+  # Random search before the table; 0 trials is none. Trial 0 is the default.
+  c.search = dict(
+    trials=0,
+    seeds=(100, 101),  # Fresh seeds (above) are used for the table.
+    # {method: {"term.field" or "optimizer.field": (low, high)}}, log-uniform.
+    space=dict(),
+  )
+  return c

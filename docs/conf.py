@@ -1,0 +1,30 @@
+"""Sphinx configuration. Build with: sphinx-build -W docs docs/_build"""
+
+import pathlib
+import re
+
+project = "mer-dg"
+author = "The mer-dg authors"
+copyright = "The mer-dg authors, Apache License 2.0"
+_package = pathlib.Path(__file__).parents[1] / "mer_dg" / "__init__.py"
+release = re.search(r'^__version__ = "(.+)"$', _package.read_text(), re.M)[1]
+
+extensions = [
+  "myst_parser",
+  "sphinx.ext.autodoc",
+  "sphinx.ext.mathjax",
+  "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"mer-dg {release}"
+
+# The pages are read on a code host as well, where links lead out of docs/.
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.xref_missing"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # The docstrings give shapes and units, which types cannot.
+napoleon_use_ivar = True  # Fields of a NamedTuple are otherwise described twice.
+napoleon_use_rtype = False

@@ -1,0 +1,349 @@
+"""The one in-memory dataset type: named modalities, labels, domains, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+
+import numpy as np
+
+KINDS = ("vector", "sequence", "image", "clip")
+SPLITS = ("train", "val", "test")
+
+# Rank of one sample of each kind, as stored here: vector [D], sequence [T, C],
+# image [H, W, C], clip [T, H, W, C].
+SAMPLE_RANK = {"vector": 1, "sequence": 2, "image": 3, "clip": 4}
+
+
+class DataError(ValueError):
+  """Bad data: the message names the file or set, the array and the row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A multimodal classification set with domains, held in memory.
+
+  Arrays keep the dtype in which they were stored (uint8 images, float16
+  sequences); scaling to float32 happens on the device, inside the step.
+
+  Attributes:
+    name: Name used in records.
+    inputs: ``{modality: [N, ...]}``; its order is the order of modalities.
+    kinds: ``{modality: kind}``, one of `KINDS`; fixes the rank of the inputs.
+    label: int32 ``[N]`` in ``0..K-1``.
+    domain: int32 ``[N]``, position in ``domain_names``.
+    class_names: K names.
+    domain_names: Names of all domains, sources and target alike.
+    present: ``{modality: bool [N]}``; False where that modality is missing.
+    lengths: ``{modality: int32 [N]}`` valid steps of zero-padded sequences;
+      modalities without padding are absent.
+    group: int64 ``[N]``; rows with one value are never separated by a split.
+    split: int8 ``[N]`` position in `SPLITS`, or None for our own splits.
+    index: int32 ``[N]`` stable sample id.
+    version: Hash of the content, written into every record.
+  """
+
+  name: str
+  inputs: Mapping[str, np.ndarray]
+  kinds: Mapping[str, str]
+  label: np.ndarray
+  domain: np.ndarray
+  class_names: tuple[str, ...]
+  domain_names: tuple[str, ...]
+  present: Mapping[str, np.ndarray]
+  lengths: Mapping[str, np.ndarray]
+  group: np.ndarray
+  split: np.ndarray | None
+  index: np.ndarray
+  version: str
+
+  def __len__(self) -> int:
+    return len(self.label)
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    return tuple(self.inputs)
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+  @property
+  def num_domains(self) -> int:
+    return len(self.domain_names)
+
+  def domain_id(self, name: str) -> int:
+    """Position of a domain name; a `DataError` lists the names there are."""
+    if name not in self.domain_names:
+      raise DataError(
+        f"{self.name}: domain {name!r} is not one of {list(self.domain_names)}."
+      )
+    return self.domain_names.index(name)
+
+  def take(self, rows: np.ndarray) -> Dataset:
+    """The dataset restricted to ``rows`` (ids, groups and names unchanged)."""
+    pick = lambda tree: {m: a[rows] for m, a in tree.items()}
+    return dataclasses.replace(
+      self,
+      inputs=pick(self.inputs),
+      present=pick(self.present),
+      lengths=pick(self.lengths),
+      label=self.label[rows],
+      domain=self.domain[rows],
+      group=self.group[rows],
+      index=self.index[rows],
+      split=None if self.split is None else self.split[rows],
+    )
+
+  def select_modalities(self, modalities: Sequence[str]) -> Dataset:
+    """The dataset with the named modalities, in the order given."""
+    unknown = [m for m in modalities if m not in self.inputs]
+    if unknown or not modalities:
+      raise DataError(
+        f"{self.name}: modalities={tuple(modalities)!r} must be one or more of "
+        f"{self.modalities}."
+      )
+    pick = lambda tree: {m: tree[m] for m in modalities if m in tree}
+    return dataclasses.replace(
+      self,
+      inputs=pick(self.inputs),
+      kinds=pick(self.kinds),
+      present=pick(self.present),
+      lengths=pick(self.lengths),
+    )
+
+
+def make_dataset(
+  *,
+  name: str,
+  inputs: Mapping[str, np.ndarray],
+  label: np.ndarray,
+  domain: np.ndarray,
+  class_names: Sequence[str],
+  domain_names: Sequence[str],
+  kinds: Mapping[str, str] | None = None,
+  present: Mapping[str, np.ndarray] | None = None,
+  lengths: Mapping[str, np.ndarray] | None = None,
+  group: np.ndarray | None = None,
+  split: np.ndarray | None = None,
+  index: np.ndarray | None = None,
+) -> Dataset:
+  """Builds a `Dataset`, filling what is optional and checking all of it.
+
+  Inputs are brought to the rank of their kind: grey images and clips get a
+  channel axis, trailing axes of a sequence become channels.
+
+  Args:
+    name: Name for records and messages.
+    inputs: ``{modality: [N, ...]}`` numbers. uint8, int8, int16, float16 and float32
+      are stored as they are, everything else as float32.
+    label: Integers ``[N]`` in ``0..len(class_names)-1``.
+    domain: Integers ``[N]`` in ``0..len(domain_names)-1``.
+    class_names: K names.
+    domain_names: Names of the domains.
+    kinds: ``{modality: kind}``; by default `infer_kind` of each array.
+    present: ``{modality: bool [N]}``; default all True.
+    lengths: ``{modality: int [N]}`` valid steps of padded sequences; the padding
+      of clips is overwritten by looping the valid frames, so that it needs no mask.
+    group: Integers ``[N]``; default each row its own group.
+    split: Integers ``[N]``, position in `SPLITS`; default None.
+    index: Stable ids ``[N]``; default ``arange(N)``.
+
+  Returns:
+    The dataset.
+
+  Raises:
+    DataError: Unequal lengths, NaN or infinity in a row where the modality is
+      present, labels or domains out of range, lengths outside ``1..T``.
+
+  Example:
+    >>> d = make_dataset(name="toy", inputs={"a": np.zeros((4, 2), np.float32)},
+    ...                  label=[0, 1, 0, 1], domain=[0, 0, 1, 1],
+    ...                  class_names=["x", "y"], domain_names=["p", "q"])
+    >>> d.kinds["a"], len(d)
+    ('vector', 4)
+  """
+  if not inputs:
+    raise DataError(f"{name}: no modalities.")
+  n = len(np.asarray(label))
+  stored = {m: _storable(name, m, np.asarray(a)) for m, a in inputs.items()}
+  kinds = {
+    m: (kinds or {}).get(m) or infer_kind(a, name=f"{name}: {m!r}")
+    for m, a in stored.items()
+  }
+  arrays = {m: _to_rank(name, m, a, kinds[m]) for m, a in stored.items()}
+  label = _integers(name, "label", label, n, len(class_names))
+  domain = _integers(name, "domain", domain, n, len(domain_names))
+  for m, a in arrays.items():
+    if len(a) != n:
+      raise DataError(f"{name}: {m!r} has {len(a)} rows but label has {n}.")
+  present = {
+    m: np.asarray((present or {}).get(m, np.ones(n, bool)), bool) for m in arrays
+  }
+  for m, flags in present.items():
+    if flags.shape != (n,):
+      raise DataError(f"{name}: {m}_present must be [{n}], got shape {flags.shape}.")
+  lengths = {
+    m: _check_lengths(name, m, np.asarray(v), arrays[m], kinds[m], present[m])
+    for m, v in (lengths or {}).items()
+  }
+  for m, a in arrays.items():
+    _check_finite(name, m, a, present[m], lengths.get(m))
+  for m in [m for m in lengths if kinds[m] == "clip"]:
+    arrays[m] = _looped(arrays[m], lengths.pop(m))
+  group = np.arange(n) if group is None else np.asarray(group)
+  if group.shape != (n,):
+    raise DataError(f"{name}: group must be [{n}], got shape {group.shape}.")
+  if not np.issubdtype(group.dtype, np.integer):
+    group = np.unique(group, return_inverse=True)[1]
+  if split is not None:
+    split = _integers(name, "split", split, n, len(SPLITS)).astype(np.int8)
+  return Dataset(
+    name=name,
+    inputs=arrays,
+    kinds=kinds,
+    label=label,
+    domain=domain,
+    class_names=tuple(map(str, class_names)),
+    domain_names=tuple(map(str, domain_names)),
+    present=present,
+    lengths=lengths,
+    group=group.astype(np.int64),
+    split=split,
+    index=np.asarray(np.arange(n) if index is None else index, np.int32),
+    version=_content_hash(
+      arrays, label, domain, group, split, lengths, present, class_names, domain_names
+    ),
+  )
+
+
+def infer_kind(array: np.ndarray, *, name: str = "array") -> str:
+  """Kind of a modality from dtype and shape, as the file format defines it.
+
+  ``[N, D]`` vector; float ``[N, T, ...]`` sequence; uint8 ``[N, H, W]``
+  or ``[N, H, W, 1|3|4]`` image; other uint8 ``[N, T, H, W]`` (or with a
+  channel axis) clip.
+
+  Args:
+    array: The modality, numbers.
+    name: What the message calls it.
+
+  Returns:
+    One of `KINDS`.
+
+  Raises:
+    DataError: If dtype and rank fit none of them.
+
+  Example:
+    >>> infer_kind(np.zeros((5, 8, 32, 32), np.uint8))
+    'clip'
+  """
+  rank, dtype = array.ndim, array.dtype
+  if rank == 2:
+    return "vector"
+  if dtype == np.uint8:
+    if rank == 3 or (rank == 4 and array.shape[-1] in (1, 3, 4)):
+      return "image"
+    if rank in (4, 5):
+      return "clip"
+  elif rank >= 3:
+    return "sequence"
+  raise DataError(
+    f"{name} with dtype {dtype} and shape {array.shape} is none of: numbers [N, D] "
+    "(vector), numbers [N, T, ...] (sequence), uint8 [N, H, W(, 1|3|4)] (image), "
+    "uint8 [N, T, H, W(, C)] (clip)."
+  )
+
+
+def _storable(name: str, m: str, a: np.ndarray) -> np.ndarray:
+  """Kept if lossless on any device; other numbers (float64, int64) as float32."""
+  if a.dtype.kind not in "fiub":
+    raise DataError(f"{name}: {m!r} must hold numbers, got {a.dtype}.")
+  if a.dtype in (np.uint8, np.int8, np.int16, np.float16, np.float32):
+    return a
+  with np.errstate(over="ignore"):  # What overflows is reported as infinity.
+    return a.astype(np.float32)
+
+
+def _to_rank(name: str, m: str, a: np.ndarray, kind: str) -> np.ndarray:
+  if kind not in KINDS:
+    raise DataError(f"{name}: {m}_kind={kind!r} is not one of {KINDS}.")
+  rank = SAMPLE_RANK[kind]
+  if kind == "vector":
+    a = a.reshape(len(a), -1)
+  elif kind == "sequence":
+    a = a.reshape(*a.shape[:2], -1) if a.ndim >= 2 else a
+  elif a.ndim == rank:  # grey: no channel axis
+    a = a[..., None]
+  if a.ndim != rank + 1 or 0 in a.shape[1:]:
+    raise DataError(f"{name}: {m!r} with shape {a.shape} is not of kind {kind!r}.")
+  return np.ascontiguousarray(a)
+
+
+def _integers(name: str, key: str, values, n: int, limit: int) -> np.ndarray:
+  values = np.asarray(values)
+  if values.ndim != 1 or len(values) != n:
+    raise DataError(f"{name}: {key} must be [{n}], got shape {values.shape}.")
+  if not np.issubdtype(values.dtype, np.integer):
+    raise DataError(f"{name}: {key} must hold integers, got {values.dtype}.")
+  bad = np.flatnonzero((values < 0) | (values >= limit))
+  if bad.size:
+    raise DataError(
+      f"{name}: {key} is {values[bad[0]]} in row {bad[0]}; allowed 0..{limit - 1}"
+      f" ({bad.size} rows are out of range)."
+    )
+  return values.astype(np.int32)
+
+
+def _check_lengths(name, m, lengths, array, kind, present) -> np.ndarray:
+  if kind not in ("sequence", "clip"):
+    raise DataError(f"{name}: {m}_len is given, but {m!r} is of kind {kind!r}.")
+  if lengths.shape != (len(array),) or not np.issubdtype(lengths.dtype, np.integer):
+    raise DataError(
+      f"{name}: {m}_len must be integers [{len(array)}], got {lengths.dtype} "
+      f"{lengths.shape}."
+    )
+  bad = np.flatnonzero(((lengths < 1) | (lengths > array.shape[1])) & present)
+  if bad.size:
+    raise DataError(
+      f"{name}: {m}_len is {lengths[bad[0]]} in row {bad[0]}; allowed "
+      f"1..{array.shape[1]} where the modality is present."
+    )
+  return np.where(present, lengths, 1).astype(np.int32)
+
+
+def _check_finite(name, m, array, present, lengths) -> None:
+  if not np.issubdtype(array.dtype, np.floating):
+    return
+  finite = np.isfinite(array)
+  if lengths is not None:  # What lies in the padding is never read.
+    steps = np.arange(array.shape[1])[None, :] >= lengths[:, None]
+    finite |= steps[..., None]
+  bad = np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1) & present)
+  if bad.size:
+    raise DataError(
+      f"{name}: {m!r} holds NaN or infinity in row {bad[0]} ({bad.size} rows in all)."
+      f" Mark rows that lack the modality in {m}_present."
+    )
+
+
+def _looped(clips: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Clips ``[N, T, ...]`` that start again after their last valid frame."""
+  frame = np.arange(clips.shape[1])[None, :] % lengths[:, None]  # [N, T]
+  return clips[np.arange(len(clips))[:, None], frame]
+
+
+def _content_hash(
+  arrays, label, domain, group, split, lengths, present, class_names, domain_names
+) -> str:
+  names = (list(map(str, class_names)), list(map(str, domain_names)))
+  digest = hashlib.sha256(repr(names).encode())
+  parts = [*arrays.items(), ("label", label), ("domain", domain), ("group", group)]
+  parts += [(f"{m}_len", v) for m, v in lengths.items()]
+  parts += [(f"{m}_present", v) for m, v in present.items()]
+  parts += [] if split is None else [("split", split)]
+  for key, value in parts:
+    digest.update(f"{key}{value.dtype}{value.shape}".encode())
+    digest.update(np.ascontiguousarray(value).data)
+  return digest.hexdigest()[:12]

@@ -1,0 +1,151 @@
+"""Train, validation and target rows; a function of (split seed, domain) only."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from mer_dg.data.dataset import SPLITS, DataError, Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Rows of one leave-one-domain-out task.
+
+  Attributes:
+    target: Name of the held-out domain.
+    sources: Names of the source domains; domain labels in batches are
+      positions in this tuple.
+    train: ``{source: rows}`` used by the step.
+    val: ``{source: rows}`` used by model selection.
+    test: Rows of the target domain.
+  """
+
+  target: str
+  sources: tuple[str, ...]
+  train: dict[str, np.ndarray]
+  val: dict[str, np.ndarray]
+  test: np.ndarray
+
+
+def leave_one_domain_out(
+  dataset: Dataset,
+  target: str,
+  *,
+  split_seed: int,
+  val_fraction: float,
+  sources: tuple[str, ...] = (),
+  drop_unseen_classes: bool = False,
+) -> Split:
+  """Splits a dataset into source train, source validation and target rows.
+
+  Validation rows are whole groups, stratified by class. Rows of one domain
+  depend on the split seed and that domain only, so the same rows validate
+  whichever domain is the target and whichever method is trained. If the file
+  brings a ``split``, it is used instead: validation is ``val`` (or ``test``
+  where a source has no ``val``), the target is evaluated on its ``test`` rows
+  (or all rows where it has none).
+
+  Args:
+    dataset: The whole set.
+    target: Name of the held-out domain.
+    split_seed: Seed of the validation rows.
+    val_fraction: Share of each source domain that validates, in (0, 1).
+    sources: Source domains; empty means all but the target.
+    drop_unseen_classes: Drop target rows whose class no source has.
+
+  Returns:
+    The rows of the task.
+
+  Raises:
+    DataError: Unknown names, target among the sources, a class seen only in
+      the target, a domain too small to split, ``val_fraction`` out of range.
+  """
+  if not 0 < val_fraction < 1:
+    raise DataError(f"val_fraction={val_fraction} must lie between 0 and 1.")
+  dataset.domain_id(target)
+  sources = tuple(sources) or tuple(d for d in dataset.domain_names if d != target)
+  if target in sources:
+    raise DataError(f"{dataset.name}: target {target!r} is also a source {sources}.")
+  if not sources:
+    raise DataError(f"{dataset.name}: no source domain is left besides {target!r}.")
+  if len(set(sources)) != len(sources):
+    raise DataError(f"{dataset.name}: sources {sources} name a domain twice.")
+  train, val = {}, {}
+  for name in sources:
+    rows = np.flatnonzero(dataset.domain == dataset.domain_id(name))
+    train[name], val[name] = _split_domain(
+      dataset, name, rows, split_seed, val_fraction
+    )
+  test = np.flatnonzero(dataset.domain == dataset.domain_id(target))
+  if dataset.split is not None:
+    marked = test[dataset.split[test] == SPLITS.index("test")]
+    test = marked if marked.size else test
+  seen = np.unique(dataset.label[np.concatenate(list(train.values()))])
+  unseen = np.setdiff1d(np.unique(dataset.label[test]), seen)
+  if unseen.size and not drop_unseen_classes:
+    names = [dataset.class_names[k] for k in unseen]
+    raise DataError(
+      f"{dataset.name}: class {', '.join(map(repr, names))} occurs in the target "
+      f"{target!r} but in no source training row; set "
+      "config.data.drop_unseen_classes=True to leave those target rows out."
+    )
+  test = test[np.isin(dataset.label[test], seen)]
+  if not test.size:
+    raise DataError(f"{dataset.name}: target {target!r} has no rows to test on.")
+  return Split(target, sources, train, val, test)
+
+
+def _split_domain(dataset, name, rows, split_seed, val_fraction):
+  """Rows of one domain as (train, validation)."""
+  if dataset.split is not None:
+    code = dataset.split[rows]
+    train = rows[code == SPLITS.index("train")]
+    val = rows[code == SPLITS.index("val")]
+    val = val if val.size else rows[code == SPLITS.index("test")]
+  else:
+    in_val = _stratified_groups(
+      dataset.label[rows],
+      dataset.group[rows],
+      val_fraction,
+      domain_rng(split_seed, name),
+    )
+    train, val = rows[~in_val], rows[in_val]
+  if not train.size or not val.size:
+    raise DataError(
+      f"{dataset.name}: domain {name!r} ({rows.size} rows) leaves "
+      f"{train.size} training and {val.size} validation rows; a source needs both."
+    )
+  return train, val
+
+
+def domain_rng(seed: int, domain: str) -> np.random.Generator:
+  """Generator that depends on (seed, domain name) and nothing else."""
+  digest = hashlib.sha256(f"{seed}/{domain}".encode()).digest()
+  return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def _stratified_groups(label, group, fraction, rng) -> np.ndarray:
+  """Picks whole groups so that each class has about ``fraction`` of its rows.
+
+  Greedy over shuffled groups: a group joins the validation set if that brings
+  the class counts closer to their goals, summed over classes. At least one
+  group stays on either side wherever there are two.
+  """
+  classes, label = np.unique(label, return_inverse=True)
+  ids, member = np.unique(group, return_inverse=True)
+  counts = np.zeros((len(ids), len(classes)))
+  np.add.at(counts, (member, label), 1.0)
+  goal = fraction * counts.sum(axis=0)
+  have = np.zeros(len(classes))
+  chosen = np.zeros(len(ids), bool)
+  for i in rng.permutation(len(ids)):
+    gain = np.abs(goal - have).sum() - np.abs(goal - have - counts[i]).sum()
+    if gain > 0 and chosen.sum() < len(ids) - 1:
+      chosen[i] = True
+      have += counts[i]
+  if not chosen.any() and len(ids) > 1:
+    chosen[np.argmin(counts.sum(axis=1))] = True
+  return chosen[member]

@@ -1,0 +1,325 @@
+"""Batches read row by row with Grain: for sets that do not fit on the device.
+
+A stream yields, at every step, the very batch that the resident driver would draw
+(`arrays.sample_batch`): which rows make up the batch of a step is a pure function of
+(key, step), evaluated here ahead of time. A stream's whole state is therefore the
+next step, whatever the number of threads or worker processes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+import json
+import multiprocessing
+import threading
+from typing import Any, Protocol
+
+from absl import flags
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mer_dg.data.arrays import Arrays, Batch, gather_batch, to_arrays
+from mer_dg.data.dataset import DataError, Dataset
+from mer_dg.data.sampling import Pool, draw_batch
+
+# Steps drawn by one compiled call; two blocks are kept, since threads that work
+# around the end of one need both.
+_BLOCK = 256
+_LAST_STEP = 2**31 - 1  # Steps are int32 on the device.
+
+Row = dict[str, Any]
+
+
+class RowSource(Protocol):
+  """Random access to rows, e.g. a TFDS data source or a folder of decoded files."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, row: int, /) -> Any:
+    """``{"inputs": {m: array}, "present": {m: bool}, "label": int, "index": int}``.
+
+    Arrays of one modality have one shape in all rows; where a modality is missing
+    they are zero. Sources of other elements come with a ``read_row``.
+    """
+    ...
+
+
+class DatasetSource:
+  """Row access to an in-memory `Dataset`, with the arrays of `to_arrays`.
+
+  Example:
+    >>> from mer_dg.data.dataset import make_dataset
+    >>> source = DatasetSource(make_dataset(
+    ...   name="toy", inputs={"a": np.eye(2)}, label=[0, 1], domain=[0, 1],
+    ...   class_names=["x", "y"], domain_names=["p", "q"]))
+    >>> len(source), source[1]["inputs"]["a"].tolist()
+    (2, [0.0, 1.0])
+  """
+
+  def __init__(self, dataset: Dataset):
+    self.arrays = to_arrays(dataset)
+
+  def __len__(self) -> int:
+    return len(self.arrays.label)
+
+  def __getitem__(self, row: int, /) -> Row:
+    return jax.tree.map(lambda a: a[row], self.arrays)._asdict()
+
+
+def stream_batches(
+  data: Dataset | RowSource,
+  *,
+  key: jax.Array,
+  pool: Pool,
+  per_domain: int,
+  start_step: int = 0,
+  num_threads: int = 4,
+  prefetch: int = 4,
+  num_workers: int = 0,
+  read_row: Callable[[Any], Row] | None = None,
+) -> BatchStream:
+  """An endless stream of training batches, from ``start_step`` on.
+
+  Args:
+    data: A dataset, or any `RowSource`.
+    key: Key of the data order, as for `sampling.draw_batch`.
+    pool: Rows of the source domains.
+    per_domain: Rows per domain.
+    start_step: Step of the first batch.
+    num_threads: Threads that read batches; 0 reads in the caller's thread.
+    prefetch: Batches read ahead by the threads of each process.
+    num_workers: Processes that read; 0 reads in this one. For decoding that holds
+      Python's global lock; ``data`` and ``read_row`` must then be picklable.
+    read_row: Turns an element of ``data`` into the row of a `RowSource`, by default
+      nothing. Runs in the threads and processes.
+
+  Returns:
+    The stream. Its batches are numpy arrays (see `DevicePrefetch`).
+
+  Raises:
+    DataError: ``pool`` names rows that ``data`` does not have.
+    ValueError: A number out of range.
+  """
+  counts = {"per_domain": (per_domain, 1), "start_step": (start_step, 0)}
+  counts |= {"num_threads": (num_threads, 0), "prefetch": (prefetch, 1)}
+  for name, (value, least) in (counts | {"num_workers": (num_workers, 0)}).items():
+    if value < least:
+      raise ValueError(f"{name} must be at least {least}, got {value}.")
+  source = DatasetSource(data) if isinstance(data, Dataset) else data
+  last = int(np.max(np.asarray(pool.rows)))
+  if last >= len(source):
+    raise DataError(f"pool names row {last}, but the data has {len(source)} rows.")
+  load = _Loader(source, _Plan(key, pool, per_domain), read_row)
+  return BatchStream(load, start_step, num_threads, prefetch, num_workers)
+
+
+class BatchStream(Iterator[Batch]):
+  """Iterator of batches whose state is the step of the batch to come.
+
+  It has what ``grain.checkpoint.CheckpointSave`` and ``CheckpointRestore`` ask for.
+  Made by `stream_batches`.
+  """
+
+  def __init__(
+    self,
+    load: Callable[[int], Batch],
+    start_step: int,
+    num_threads: int,
+    prefetch: int,
+    num_workers: int,
+  ):
+    self._load = load
+    self._options = grain.ReadOptions(
+      num_threads=num_threads, prefetch_buffer_size=prefetch
+    )
+    self._num_workers = num_workers
+    self._prefetch = prefetch
+    self._step = start_step
+    self._batches: Any = None
+
+  def __next__(self) -> Batch:
+    if self._batches is None:
+      self._batches = self._open(self._step)
+    batch = next(self._batches)
+    self._step += 1
+    return batch
+
+  def _open(self, step: int) -> Any:
+    steps = grain.MapDataset.range(step, _LAST_STEP)
+    batches = steps.map(self._load).to_iter_dataset(self._options)
+    if self._num_workers:
+      if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags.
+        flags.FLAGS.mark_as_parsed()
+      batches = batches.mp_prefetch(
+        grain.MultiprocessingOptions(
+          num_workers=self._num_workers, per_worker_buffer_size=self._prefetch
+        )
+      )
+    return iter(batches)
+
+  @property
+  def step(self) -> int:
+    """Step of the batch that the next call of ``next`` returns."""
+    return self._step
+
+  def get_state(self) -> bytes:
+    """The state as JSON; valid for any number of threads and workers."""
+    return json.dumps({"step": self._step}).encode()
+
+  def set_state(self, state: bytes) -> None:
+    """Moves to a state of `get_state`; what was read ahead is dropped."""
+    step = json.loads(state)["step"]
+    self.close()
+    self._step = step
+
+  def start_prefetch(self) -> None:
+    """Begins to read ahead before the first batch is asked for."""
+    if self._batches is None:
+      self._batches = self._open(self._step)
+      if hasattr(self._batches, "start_prefetch"):
+        self._batches.start_prefetch()
+
+  def close(self) -> None:
+    """Ends threads and processes; the stream can go on and starts new ones."""
+    if hasattr(self._batches, "close"):
+      self._batches.close()
+    self._batches = None
+
+
+class DevicePrefetch(Iterator[Batch]):
+  """Keeps ``size`` batches of a stream on their way to the device.
+
+  Its state is that of the batch handed out next, not of the batch read last, so a
+  checkpoint between two steps repeats and skips nothing.
+  """
+
+  def __init__(self, stream: BatchStream, *, size: int = 2, device: Any = None):
+    """Wraps a stream.
+
+    Args:
+      stream: The stream; nobody else may advance it.
+      size: Batches in flight, at least 1.
+      device: Device or sharding, as for ``jax.device_put``.
+    """
+    if size < 1:
+      raise ValueError(f"size must be at least 1, got {size}.")
+    self._stream, self._size, self._device = stream, size, device
+    self._waiting: deque[tuple[bytes, Batch]] = deque()
+
+  def __next__(self) -> Batch:
+    while len(self._waiting) < self._size:
+      state = self._stream.get_state()
+      batch = jax.device_put(next(self._stream), self._device)
+      self._waiting.append((state, batch))
+    return self._waiting.popleft()[1]
+
+  def get_state(self) -> bytes:
+    """State of the batch that comes next; see `BatchStream.get_state`."""
+    return self._waiting[0][0] if self._waiting else self._stream.get_state()
+
+  def set_state(self, state: bytes) -> None:
+    """Moves to a state of `get_state`."""
+    self._waiting.clear()
+    self._stream.set_state(state)
+
+  def start_prefetch(self) -> None:
+    """Begins to read ahead before the first batch is asked for."""
+    self._stream.start_prefetch()
+
+  def close(self) -> None:
+    """Ends the threads and processes of the stream."""
+    self.set_state(self.get_state())
+
+
+class _Plan:
+  """Rows of the batch of any step: `draw_batch`, many steps per compiled call.
+
+  Holds numpy arrays only, so that a worker process can be given a copy.
+  """
+
+  def __init__(self, key: jax.Array, pool: Pool, per_domain: int):
+    self._key = np.asarray(jax.random.key_data(key))
+    self._key_impl = str(jax.random.key_impl(key))
+    self._pool = Pool(*map(np.asarray, pool))
+    self._per_domain = per_domain
+    self._reset()
+
+  def _reset(self) -> None:
+    self._lock = threading.Lock()
+    self._blocks: OrderedDict[int, Any] = OrderedDict()
+    self._draw: Any = None
+
+  def __getstate__(self):
+    made_here = ("_lock", "_blocks", "_draw")
+    return {k: v for k, v in self.__dict__.items() if k not in made_here}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._reset()
+
+  def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    block, place = divmod(step, _BLOCK)
+    with self._lock:
+      if block not in self._blocks:
+        self._draw = self._draw or self._compile()
+        steps = np.arange(_BLOCK, dtype=np.int64) + block * _BLOCK
+        self._blocks[block] = self._draw(np.minimum(steps, _LAST_STEP).astype(np.int32))
+        while len(self._blocks) > 2:
+          self._blocks.popitem(last=False)
+      rows, domain, mask = self._blocks[block]
+    return rows[place], domain[place], mask[place]
+
+  def _compile(self):
+    """``steps [n] -> rows, domain, mask, each [n, B]``, on the host's processor."""
+    if multiprocessing.parent_process() is not None:
+      # A worker must not take the accelerator from the training process.
+      jax.config.update("jax_platforms", "cpu")
+    try:
+      device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to use an accelerator only.
+      device = jax.local_devices()[0]
+    key = jax.random.wrap_key_data(jnp.asarray(self._key), impl=self._key_impl)
+    key, pool = jax.device_put((key, self._pool), device)
+    draw = jax.jit(jax.vmap(draw_batch, (None, 0, None, None)), static_argnums=3)
+    return lambda steps: jax.device_get(draw(key, steps, pool, self._per_domain))
+
+
+class _Loader:
+  """``step -> batch``, run by Grain in its threads and processes."""
+
+  def __init__(self, source: Any, plan: _Plan, read_row: Callable[[Any], Row] | None):
+    self._source, self._plan, self._read_row = source, plan, read_row
+
+  def __call__(self, step: int) -> Batch:
+    rows, domain, mask = self._plan(int(step))
+    if isinstance(self._source, DatasetSource) and self._read_row is None:
+      return gather_batch(self._source.arrays, rows, domain, mask)
+    wanted, place = np.unique(rows, return_inverse=True)  # Padding repeats rows.
+    read = self._read_row or (lambda element: element)
+    stacked = _stack([read(self._source[int(r)]) for r in wanted], wanted)
+    return gather_batch(stacked, place, domain, mask)
+
+
+def _stack(elements: list[Row], rows: np.ndarray):
+  """`Arrays` of a few rows."""
+  first = elements[0]
+  for element, row in zip(elements, rows, strict=True):
+    for m, value in first["inputs"].items():
+      shape, expected = np.shape(element["inputs"][m]), np.shape(value)
+      if shape != expected:
+        raise DataError(
+          f"row {row}: {m!r} has shape {shape}, but row {rows[0]} has {expected}; "
+          "pad or crop in read_row."
+        )
+  column = lambda get, dtype=None: np.stack(
+    [np.asarray(get(e), dtype) for e in elements]
+  )
+  return Arrays(
+    inputs={m: column(lambda e, m=m: e["inputs"][m]) for m in first["inputs"]},
+    present={m: column(lambda e, m=m: e["present"][m], bool) for m in first["inputs"]},
+    label=column(lambda e: e["label"], np.int32),
+    index=column(lambda e: e["index"], np.int32),
+  )

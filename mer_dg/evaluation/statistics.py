@@ -1,0 +1,333 @@
+"""Paired statistics over targets and seeds: intervals, tests, ranks.
+
+``scores`` are ``{target: {unit: value}}``, a unit being one repetition, here
+``(seed, split_seed)``: the same unit has the same split and the same initialisation
+whatever the method, so differences between methods are taken unit by unit.
+
+Two questions, two answers, and they may disagree:
+
+* the *interval of a mean over targets* resamples targets and seeds, so it speaks about
+  targets like these. With fewer than about six targets it is narrow (a percentile
+  bootstrap of T values understates their spread by sqrt((T - 1) / T)); read the
+  intervals of the single targets then, which are t intervals over units;
+* the *p-value* flips signs of paired differences within exactly these targets; its
+  null is "no effect in any of these targets".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from mer_dg.evaluation.selection import metric_value
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+EXACT_LIMIT = 2**16  # Sign patterns enumerated; beyond that as many are drawn.
+
+Scores = Mapping[str, Mapping[Hashable, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A mean with its 95 % interval (NaN bounds where one value is all there is).
+
+  Attributes:
+    mean: Point estimate, in the units of the values.
+    low: Lower end.
+    high: Upper end.
+    n: Number of values behind it.
+  """
+
+  mean: float
+  low: float
+  high: float
+  n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference(Interval):
+  """A mean paired difference (method - reference) with interval and p-value.
+
+  Attributes:
+    p: Two-sided sign-flip p-value; NaN where there are no pairs.
+  """
+
+  p: float
+
+
+def collect_scores(
+  selected: Iterable[Mapping[str, Any]], name: str
+) -> dict[str, dict[str, dict[Hashable, float]]]:
+  """Arranges selected records by method, target and unit.
+
+  Args:
+    selected: One record per run (`select`, then `best_trial` after a search).
+    name: Full metric name, e.g. ``target/accuracy``.
+
+  Returns:
+    ``{method: {target: {(seed, split_seed): value}}}``, in order of appearance.
+
+  Raises:
+    ValueError: If two records claim the same place, or one has no such metric.
+
+  Example:
+    >>> row = dict(method="erm", target="t", seed=0, split_seed=1, run_id="r", step=5)
+    >>> collect_scores([row | {"metrics": {"target/accuracy": 0.5}}], "target/accuracy")
+    {'erm': {'t': {(0, 1): 0.5}}}
+  """
+  out: dict[str, dict[str, dict[Hashable, float]]] = {}
+  for record in selected:
+    cell = out.setdefault(record["method"], {}).setdefault(record["target"], {})
+    unit = (record["seed"], record["split_seed"])
+    if unit in cell:
+      raise ValueError(
+        f"two runs of method {record['method']!r}, target {record['target']!r}, "
+        f"(seed, split_seed) {unit}: select() one evaluation per run and, after a "
+        "search, best_trial() before a table is made."
+      )
+    cell[unit] = metric_value(record, name)
+  return out
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+  """Mean and two-sided 95 % Student-t interval of independent values.
+
+  Args:
+    values: ``n >= 1`` numbers; NaN values make the mean NaN.
+
+  Returns:
+    The interval; its bounds are NaN when ``n == 1``.
+
+  Raises:
+    ValueError: If there are no values.
+
+  Example:
+    >>> r = mean_interval([1.0, 2.0, 3.0])  # 2 ± 4.3027 / sqrt(3)
+    >>> print(f"{r.mean:.1f} [{r.low:.3f}, {r.high:.3f}]")
+    2.0 [-0.484, 4.484]
+  """
+  x = np.asarray(values, dtype=np.float64)
+  if x.size == 0:
+    raise ValueError("values is empty.")
+  mean = float(x.mean())
+  if x.size == 1:
+    return Interval(mean, math.nan, math.nan, 1)
+  half = scipy.stats.t.ppf(0.5 + LEVEL / 2, x.size - 1) * x.std(ddof=1)
+  half = float(half / math.sqrt(x.size))
+  return Interval(mean, mean - half, mean + half, x.size)
+
+
+def hierarchical_interval(
+  groups: Sequence[Sequence[float]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+  """Mean over groups of the group means, with a two-level bootstrap interval.
+
+  Each resample draws as many targets as there are, with replacement, and within each
+  drawn target as many units as it has, with replacement; the interval holds the middle
+  95 % of the resampled means (percentile). With a single group it is the t interval of
+  `mean_interval`.
+
+  Args:
+    groups: One list of values per target, each non-empty; lengths may differ.
+    seed: Of the resampling; the same seed gives the same interval.
+    resamples: Number of bootstrap draws.
+
+  Returns:
+    The interval; ``n`` counts all values. NaN values make it NaN.
+
+  Raises:
+    ValueError: If there is no group or an empty one.
+
+  Source:
+    Davison & Hinkley, Bootstrap methods and their application, 1997, §3.8.
+
+  Example:
+    >>> r = hierarchical_interval([[0.5, 0.5], [0.7, 0.7]])
+    >>> print(f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}] n={r.n}")
+    0.60 [0.50, 0.70] n=4
+  """
+  if not groups or any(len(g) == 0 for g in groups):
+    raise ValueError(f"every target needs a value, got {[len(g) for g in groups]}.")
+  if len(groups) == 1:
+    return mean_interval(groups[0])
+  size = np.array([len(g) for g in groups])
+  padded = np.zeros((len(groups), size.max()))
+  for row, group in zip(padded, groups, strict=True):
+    row[: len(group)] = group
+  mean = float(np.mean([np.mean(g) for g in groups]))
+  rng = np.random.default_rng(seed)
+  targets = rng.integers(len(groups), size=(resamples, len(groups)))  # [R, T]
+  count = size[targets][..., None]  # [R, T, 1]
+  uniform = rng.random((resamples, len(groups), size.max()))
+  drawn = padded[targets[..., None], (uniform * count).astype(np.int64)]
+  used = np.arange(size.max())[None, None, :] < count
+  means = ((drawn * used).sum(-1) / count[..., 0]).mean(-1)  # [R]
+  low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+  return Interval(mean, float(low), float(high), int(size.sum()))
+
+
+def summarize(scores: Scores, *, seed: int = 0) -> Interval:
+  """`hierarchical_interval` of one method's scores over its targets.
+
+  Example:
+    >>> print(f"{summarize({'a': {0: 0.25}, 'b': {0: 0.75}}).mean}")
+    0.5
+  """
+  return hierarchical_interval([list(v.values()) for v in scores.values()], seed=seed)
+
+
+def sign_flip_p_value(differences: Sequence[float], *, seed: int = 0) -> float:
+  """Two-sided paired permutation test that differences are symmetric about 0.
+
+  All ``2^n`` sign patterns are enumerated when there are at most 2^16, else 2^16 are
+  drawn and the observed one is added, so the p-value is never 0.
+
+  Args:
+    differences: One per pair, ``n >= 1``.
+    seed: Of the drawn patterns.
+
+  Returns:
+    p in (0, 1]; its least possible value is ``2 / 2^n``. NaN if a difference is.
+
+  Raises:
+    ValueError: If there are no differences.
+
+  Example:
+    >>> sign_flip_p_value([0.1, 0.2, 0.3, 0.1, 0.2])  # 2 / 2^5
+    0.0625
+  """
+  x = np.asarray(differences, dtype=np.float64)
+  if x.size == 0:
+    raise ValueError("differences is empty.")
+  if np.isnan(x).any():
+    return math.nan
+  if x.size == 1:  # scipy wants two observations; one flip proves nothing.
+    return 1.0
+  result = scipy.stats.permutation_test(
+    (x,),
+    lambda d, axis: np.mean(d, axis=axis),
+    permutation_type="samples",
+    vectorized=True,
+    n_resamples=EXACT_LIMIT,
+    batch=4096,  # Bounds the memory at 4096 n floats.
+    rng=np.random.default_rng(seed),
+  )
+  return min(1.0, float(result.pvalue))
+
+
+def paired_difference(
+  scores: Scores, reference: Scores, *, seed: int = 0
+) -> Difference | None:
+  """Method minus reference, on the (target, unit) pairs that both have.
+
+  Args:
+    scores: Of the method.
+    reference: Of the method compared with.
+    seed: Of bootstrap and permutation.
+
+  Returns:
+    Mean over targets with `hierarchical_interval` and `sign_flip_p_value` over all
+    pairs, ``n`` the number of pairs; ``None`` if no pair is shared.
+
+  Example:
+    >>> erm = {"t": {0: 0.5, 1: 0.6, 2: 0.7}}
+    >>> mer = {"t": {0: 0.6, 1: 0.8, 2: 1.0, 3: 0.0}}
+    >>> d = paired_difference(mer, erm)
+    >>> print(f"{d.mean:.2f} n={d.n} p={d.p}")
+    0.20 n=3 p=0.25
+  """
+  groups = []
+  for target, units in scores.items():
+    other = reference.get(target, {})
+    pairs = [value - other[unit] for unit, value in units.items() if unit in other]
+    if pairs:
+      groups.append(pairs)
+  if not groups:
+    return None
+  interval = hierarchical_interval(groups, seed=seed)
+  p = sign_flip_p_value([d for group in groups for d in group], seed=seed)
+  return Difference(interval.mean, interval.low, interval.high, interval.n, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """Holm's step-down adjustment for several comparisons; keeps order, NaN stays NaN.
+
+  Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
+
+  Example:
+    >>> holm([0.01, 0.04, 0.03])  # 3 * 0.01, then max(2 * 0.03, 1 * 0.04)
+    [0.03, 0.06, 0.06]
+  """
+  valid = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+  out = [math.nan] * len(p_values)
+  running = 0.0
+  for rank, (p, i) in enumerate(valid):
+    running = max(running, min(1.0, (len(valid) - rank) * p))
+    out[i] = running
+  return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+  """Critical-difference ranking of k methods over N targets.
+
+  Attributes:
+    ranks: ``{method: mean rank}``, 1 is best, ties share the mean rank.
+    critical_difference: Nemenyi: mean ranks closer than this do not differ at 5 %.
+    p: Friedman test that all methods are equal.
+    n: Number of targets.
+  """
+
+  ranks: dict[str, float]
+  critical_difference: float
+  p: float
+  n: int
+
+
+def rank_methods(
+  scores: Mapping[str, Scores], *, higher_is_better: bool = True
+) -> Ranking:
+  """Friedman test and Nemenyi critical difference of the target means.
+
+  The blocks are targets (each score its mean over units), since seeds of one target
+  are no independent data sets.
+
+  Args:
+    scores: ``{method: scores}``, at least 3 methods with at least 2 common targets.
+    higher_is_better: Whether rank 1 goes to the largest score.
+
+  Raises:
+    ValueError: With fewer methods or common targets.
+
+  Source:
+    Demšar, Statistical comparisons of classifiers over multiple data sets, 2006, §3.2.
+
+  Example:
+    >>> table = {m: {t: {0: v + 0.1 * i} for i, t in enumerate("ab")}
+    ...          for m, v in (("x", 0.5), ("y", 0.6), ("z", 0.7))}
+    >>> rank_methods(table).ranks
+    {'x': 3.0, 'y': 2.0, 'z': 1.0}
+  """
+  common = [
+    t for t in next(iter(scores.values()), {}) if all(t in s for s in scores.values())
+  ]
+  k, n = len(scores), len(common)
+  if k < 3 or n < 2:
+    raise ValueError(f"need >= 3 methods on >= 2 common targets, got {k} on {n}.")
+  means = np.array(
+    [[np.mean(list(s[t].values())) for s in scores.values()] for t in common]
+  )  # [n, k]
+  ranks = scipy.stats.rankdata(-means if higher_is_better else means, axis=1).mean(0)
+  # All methods tied everywhere: scipy would divide by zero; nothing differs.
+  tied = bool((means == means[:, :1]).all())
+  p = 1.0 if tied else float(scipy.stats.friedmanchisquare(*means.T).pvalue)
+  q = scipy.stats.studentized_range.ppf(LEVEL, k, math.inf) / math.sqrt(2)
+  cd = float(q * math.sqrt(k * (k + 1) / (6 * n)))
+  named = dict(zip(scores, ranks.tolist(), strict=True))
+  return Ranking(named, cd, p, n)

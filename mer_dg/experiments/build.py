@@ -1,0 +1,233 @@
+"""From a checked config to data, network, method and the arrays of one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mer_dg import entropy
+from mer_dg.data.arrays import Arrays, eval_blocks, fit_scaling, put, to_arrays
+from mer_dg.data.av_digits import load_av_digits
+from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
+from mer_dg.data.dataset import Dataset
+from mer_dg.data.npz import load_npz
+from mer_dg.data.sampling import Pool, make_pool
+from mer_dg.data.splits import Split, leave_one_domain_out
+from mer_dg.evaluation.metrics import balanced_accuracy, classification_metrics
+from mer_dg.evaluation.metrics import accuracy as plain_accuracy
+from mer_dg.experiments.config import ConfigError
+from mer_dg.methods import Method, Task, build_method, merge_recipes
+from mer_dg.networks import InputSpec, Network, make_network
+
+log = logging.getLogger(__name__)
+
+# Batch rows over all sources where the config leaves them open (batch_size=0).
+_AUTO_BATCH = 96
+# Rows per evaluation block: large enough to keep a device busy, small enough
+# that a hundred vmapped runs of a conv encoder fit in memory.
+_EVAL_BLOCK = 256
+
+
+def load_dataset(data: Mapping[str, Any]) -> Dataset:
+  """The dataset of ``config.data``, restricted to the chosen modalities."""
+  if data["name"] == "npz":
+    if not data["path"]:
+      raise ConfigError(
+        "config.data.path='' must name a .npz file: --config.data.path=FILE."
+      )
+    dataset = load_npz(data["path"])
+  elif data["name"] == "av_digits":
+    dataset = load_av_digits(data["path"], audio=data["audio"])
+  else:
+    knobs = data["cooccurrence"]
+    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
+    dataset = make_cooccurrence(Cooccurrence(**knobs))
+  modalities = tuple(data["modalities"])
+  return dataset.select_modalities(modalities) if modalities else dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One leave-one-domain-out task as arrays.
+
+  Attributes:
+    split: Its rows.
+    pool: Training rows per source.
+    scaling: Input scaling from the source training rows.
+    rows: int32 ``[blocks, block]``, validation rows, then target rows.
+    mask: bool, False on padding.
+    domain: int32, position of the source; -1 on target rows.
+  """
+
+  split: Split
+  pool: Pool
+  scaling: dict[str, dict[str, np.ndarray]]
+  rows: np.ndarray
+  mask: np.ndarray
+  domain: np.ndarray
+
+
+class Workbench:
+  """What all runs of a config share: data, network, settings, methods.
+
+  Args:
+    config: A dict from `validate`.
+  """
+
+  def __init__(self, config: Mapping[str, Any]):
+    self.config = config
+    self.dataset = load_dataset(config["data"])
+    self._settings: dict[str, Setting] = {}
+
+  @cached_property
+  def arrays(self) -> Arrays:
+    """The dataset on the device."""
+    return put(to_arrays(self.dataset))
+
+  @cached_property
+  def network(self) -> Network:
+    """The network of ``config.network`` for this dataset."""
+    return make_network(
+      input_specs(self.dataset),
+      num_classes=self.dataset.num_classes,
+      **self.config["network"],
+    )
+
+  def targets(self) -> tuple[str, ...]:
+    """Held-out domains of the table."""
+    return tuple(self.config["targets"]) or self.dataset.domain_names
+
+  def split(self, target: str) -> Split:
+    """Rows of the task that holds ``target`` out."""
+    return leave_one_domain_out(
+      self.dataset,
+      target,
+      split_seed=self.config["split_seed"],
+      val_fraction=self.config["data"]["val_fraction"],
+      sources=tuple(self.config["sources"]),
+      drop_unseen_classes=self.config["data"]["drop_unseen_classes"],
+    )
+
+  def setting(self, target: str) -> Setting:
+    """Arrays of the task that holds ``target`` out."""
+    if target not in self._settings:
+      self._settings[target] = _make_setting(self.dataset, self.split(target))
+    return self._settings[target]
+
+  def per_domain(self, split: Split) -> int:
+    """Batch rows per source domain.
+
+    Raises:
+      ConfigError: If ``config.batch_size`` is not a multiple of the number of
+        sources, or asks a source for more rows than it has.
+    """
+    size, sources = self.config["batch_size"], len(split.sources)
+    if size == 0:
+      return max(_AUTO_BATCH // sources, 2)
+    if size % sources:
+      raise ConfigError(
+        f"config.batch_size={size} must be a multiple of the {sources} source domains "
+        f"{split.sources}."
+      )
+    share = size // sources
+    for name, rows in split.train.items():
+      if len(rows) < share:
+        raise ConfigError(
+          f"config.batch_size={size} takes {share} rows from each source, but "
+          f"{name!r} has {len(rows)} training rows. Use a batch size of at most "
+          f"{len(rows) * sources}, or 0, which pads small domains."
+        )
+    return share
+
+  def task(self, split: Split) -> Task:
+    """Static facts for the method."""
+    share = self.per_domain(split)
+    return Task(
+      modalities=self.dataset.modalities,
+      num_classes=self.dataset.num_classes,
+      num_domains=len(split.sources),
+      num_samples=int(self.dataset.index.max()) + 1,
+      total_steps=self.config["total_steps"],
+      steps_per_epoch=max(max(map(len, split.train.values())) // share, 1),
+    )
+
+  def method(self, name: str, task: Task) -> Method:
+    """The method ``name`` (``"a+b"`` composes recipes)."""
+    return build_method(name, merge_recipes(name, self.config["recipes"]), task)
+
+  def hyper(self, method: Method) -> dict[str, dict]:
+    """Default numeric hyperparameters of a run, as `TrainState` holds them."""
+    optimizer = self.config["optimizer"]
+    return {
+      "optimizer": {k: optimizer[k] for k in ("lr", "weight_decay")},
+      "method": method.hyper,
+    }
+
+
+def input_specs(dataset: Dataset) -> dict[str, InputSpec]:
+  """What the network has to know of each modality."""
+  specs = {}
+  for m, x in dataset.inputs.items():
+    shape, masked = x.shape[1:], m in dataset.lengths
+    if masked:  # `to_arrays` appends the validity channel.
+      shape = (*shape[:-1], shape[-1] + 1)
+    specs[m] = InputSpec(dataset.kinds[m], shape, masked=masked)
+  return specs
+
+
+def _make_setting(dataset: Dataset, split: Split) -> Setting:
+  train = list(split.train.values())
+  val = list(split.val.values())
+  rows = np.concatenate([*val, split.test])
+  domain = np.concatenate(
+    [np.full(len(v), i) for i, v in enumerate(val)] + [np.full(len(split.test), -1)]
+  )
+  blocks, mask = eval_blocks(rows, _EVAL_BLOCK)
+  padded = np.full(blocks.size, -1, np.int32)
+  padded[: len(domain)] = domain
+  return Setting(
+    split=split,
+    pool=make_pool(train),
+    scaling=fit_scaling(dataset, np.concatenate(train)),
+    rows=blocks,
+    mask=mask,
+    domain=padded.reshape(blocks.shape),
+  )
+
+
+def make_measure(metric: str, sources: tuple[str, ...]) -> Callable:
+  """Returns ``(logits, label, domain, where) -> metrics`` for `make_evaluate`.
+
+  Source validation (``val/...``, each source too) and target (``target/...``);
+  target rows are those with domain -1.
+  """
+  headline = {"accuracy": plain_accuracy, "balanced_accuracy": balanced_accuracy}
+
+  def measure(logits, label, domain, where):
+    metrics = {}
+    for name, rows in (("val", domain >= 0), ("target", domain < 0)):
+      for k, v in classification_metrics(logits, label, where & rows).items():
+        metrics[f"{name}/{k}"] = v
+    for i in range(len(sources)):
+      rows = where & (domain == i)
+      metrics[f"val/source{i}/{metric}"] = headline[metric](logits, label, rows)
+    return metrics
+
+  return measure
+
+
+def inspect_embeddings(embeddings, present) -> dict[str, Any]:
+  """Entropy (kernel, unit sphere, nats) and effective rank of each modality."""
+  metrics = {}
+  for m, z in embeddings.items():
+    square = jnp.sum(z * z, axis=-1, keepdims=True)
+    unit = z / jnp.sqrt(jnp.maximum(square, 1e-12))
+    metrics[f"entropy/{m}"] = entropy.kde_entropy(unit, bandwidth=0.5, where=present[m])
+    metrics[f"effective_rank/{m}"] = entropy.effective_rank(z, where=present[m])
+  return metrics

@@ -1,0 +1,96 @@
+"""Random search: default plus trials, chosen on source validation only."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mer_dg.experiments.grid import Run
+
+
+def draw(trial: int, name: str, low: float, high: float) -> float:
+  """Log-uniform number in [low, high] from a hash of (trial, name).
+
+  So adding a hyperparameter to the space moves no other.
+
+  Example:
+    >>> draw(1, "mer.weight", 1.0, 1.0)
+    1.0
+  """
+  digest = hashlib.sha256(f"{trial}/{name}".encode()).digest()
+  unit = int.from_bytes(digest[:8], "little") / 2**64
+  return math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
+
+
+def search_runs(config: Mapping[str, Any], targets: Sequence[str]) -> list[Run]:
+  """Runs of the search: every method, target, trial and search seed.
+
+  Trial 0 is the default; a method without a space has that trial alone.
+  """
+  search, runs = config["search"], []
+  for method in config["methods"]:
+    space = search["space"].get(method, {})
+    trials = search["trials"] if space else 0
+    for trial in range(trials + 1):
+      overrides = tuple(
+        (name, draw(trial, name, *bounds)) for name, bounds in space.items() if trial
+      )
+      runs += [
+        Run(method, target, seed, overrides)
+        for target in targets
+        for seed in search["seeds"]
+      ]
+  return runs
+
+
+def final_runs(
+  config: Mapping[str, Any],
+  targets: Sequence[str],
+  chosen: Mapping[tuple[str, str], tuple[tuple[tuple[str, float], ...], int]],
+) -> list[Run]:
+  """Runs of the table.
+
+  Args:
+    config: The config.
+    targets: Held-out domains.
+    chosen: ``{(method, target): (overrides, number of trials)}`` from a search;
+      empty means the defaults.
+  """
+  runs = []
+  for method in config["methods"]:
+    for target in targets:
+      overrides, trials = chosen.get((method, target), ((), 1))
+      runs += [Run(method, target, s, overrides, trials) for s in config["seeds"]]
+  return runs
+
+
+def choose(
+  evaluations: Sequence[tuple[Run, Mapping[str, float], int]], metric: str
+) -> dict[tuple[str, str], tuple[tuple[tuple[str, float], ...], int]]:
+  """The trial with the best mean source validation per method and target.
+
+  Each run counts with its best evaluation (that is how it is selected in the
+  table); ties go to lower validation NLL, then to the earlier trial.
+
+  Args:
+    evaluations: ``(run, metrics, step)`` of the search.
+    metric: Headline metric.
+
+  Returns:
+    ``{(method, target): (overrides, number of trials)}``.
+  """
+  best: dict[Run, tuple[float, float]] = {}
+  for run, metrics, _ in evaluations:
+    score = (metrics[f"val/{metric}"], -metrics["val/nll"])
+    best[run] = max(best.get(run, (-math.inf, -math.inf)), score)
+  cells: dict[tuple[str, str], dict[tuple, list[tuple[float, float]]]] = {}
+  for run, score in best.items():
+    trials = cells.setdefault((run.method, run.target), {})
+    trials.setdefault(run.overrides, []).append(score)
+  mean = lambda scores: tuple(sum(s) / len(s) for s in zip(*scores, strict=True))
+  return {
+    cell: (max(trials, key=lambda t, trials=trials: mean(trials[t])), len(trials))
+    for cell, trials in cells.items()
+  }

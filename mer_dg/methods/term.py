@@ -1,0 +1,97 @@
+"""What a term of the training objective is, and what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+# What a term returns: its value (a float32 scalar, finite for every mask), its
+# next state and the scalars it logs.
+TermResult = tuple[jax.Array, Any, dict[str, jax.Array]]
+
+
+class Task(NamedTuple):
+  """Static facts of a training task.
+
+  Attributes:
+    modalities: Names, in the order of the config.
+    num_classes: K.
+    num_domains: S, the number of source domains.
+    num_samples: N, the number of stable sample ids (for tables over samples).
+    total_steps: Length of training, for schedules.
+    steps_per_epoch: Steps until the smallest shuffled epoch ends.
+  """
+
+  modalities: tuple[str, ...]
+  num_classes: int
+  num_domains: int
+  num_samples: int
+  total_steps: int
+  steps_per_epoch: int = 1
+
+
+class Context(NamedTuple):
+  """What a term may use besides the network's outputs and the batch.
+
+  Attributes:
+    hyper: This term's numeric hyperparameters, ``{name: float32 scalar}``.
+      They may differ between vmapped runs.
+    state: This term's state, as its ``init_state`` shaped it.
+    step: int32 scalar, steps taken so far.
+    key: PRNG key of this term and this step.
+    fuse: ``(embeddings, present) -> logits`` with the current parameters.
+    unimodal: ``embeddings -> {modality: logits}`` with the current heads.
+  """
+
+  hyper: Mapping[str, jax.Array]
+  state: Any
+  step: jax.Array
+  key: jax.Array
+  fuse: Callable[..., jax.Array]
+  unimodal: Callable[..., dict[str, jax.Array]]
+
+
+class Term(NamedTuple):
+  """A ready term: ``loss(outputs, batch, context) -> TermResult``.
+
+  Attributes:
+    init_state: ``() -> state``, a (possibly empty) pytree of arrays.
+    loss: The pure function; the weight of the term is applied by the method.
+  """
+
+  init_state: Callable[[], Any]
+  loss: Callable[[Any, Any, Context], TermResult]
+
+
+class Numeric(NamedTuple):
+  """A numeric hyperparameter: default and the closed range it may lie in."""
+
+  default: float
+  low: float
+  high: float
+
+
+class TermSpec(NamedTuple):
+  """A kind of term, as the config sees it.
+
+  Attributes:
+    make: ``(task, options) -> Term`` for static ``options``.
+    numeric: ``{name: Numeric}``; every term also has ``weight``.
+    options: ``{name: allowed values}``; the first one is the default.
+  """
+
+  make: Callable[[Task, Mapping[str, Any]], Term]
+  numeric: Mapping[str, Numeric]
+  options: Mapping[str, tuple[Any, ...]]
+
+
+def stateless(loss: Callable[[Any, Any, Context], tuple]) -> Term:
+  """A term without state from ``loss -> (value, logged scalars)``."""
+
+  def with_state(outputs, batch, context):
+    value, logged = loss(outputs, batch, context)
+    return value, context.state, logged
+
+  return Term(init_state=lambda: (), loss=with_state)

@@ -1,0 +1,374 @@
+"""``make_network``: encoders, heads and fusion behind the network seam."""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+import zlib
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from mer_dg.networks import encoders, heads, initialization, types
+from mer_dg.networks import fusion as fusion_lib
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+def make_network(
+  specs: Mapping[str, types.InputSpec],
+  *,
+  num_classes: int,
+  fusion: str = "concat",
+  encoder: str | Mapping[str, str] = "auto",
+  embedding_dim: int | Mapping[str, int] = 64,
+  hidden_dim: int = 128,
+  fusion_dim: int = 128,
+  classifier_dim: int = 128,
+  projector_dim: int = 128,
+  projection_dim: int = 128,
+  dropout: float = 0.5,
+  embedding_dropout: float = 0.0,
+  modality_dropout: float = 0.0,
+  input_clip: float = 10.0,
+  compute_dtype: str = "float32",
+) -> types.Network:
+  """A multimodal classifier for inputs like ``specs``.
+
+  *Scaling.* Inputs of any real dtype become ``clip((x - center) * inv_scale)`` per
+  channel (last axis). ``variables["scaling"]`` starts as the identity, is meant to be
+  overwritten with statistics of the training data, and never gets a gradient.
+
+  *Missing modalities.* Where ``present[m]`` is False, what stands in ``inputs[m]`` (NaN
+  included) influences nothing, all outputs of that modality are zero, and no parameter
+  of its encoder, projector or head gets a gradient from that row.
+
+  *Keys.* ``apply`` and ``fuse`` derive a named key for each use from the ``key`` they
+  get, so ``fuse(variables, outputs.embeddings, present, train=True, key=key)`` repeats
+  ``outputs.logits`` of ``apply`` with the same key when ``modality_dropout`` is 0.
+  Modality dropout is drawn in ``apply`` only, and acts on ``logits`` only: embeddings,
+  projections and unimodal logits are those of the full input, which entropy and
+  unimodal terms are meant to see. ``embedding_dropout``, too, acts where embeddings
+  enter the fusion and not on ``Outputs.embeddings``.
+
+  Entries of ``inputs``, ``present`` and ``embeddings`` for other modalities are
+  ignored, so a network for some modalities can be applied to the full batch.
+
+  Args:
+    specs: ``{modality: InputSpec}``; its order is the order of fusion.
+    num_classes: K >= 2.
+    fusion: ``concat``, ``sum``, ``gated``, ``film``, ``lowrank``, ``attention``,
+      ``bottleneck`` or ``late``.
+    encoder: ``auto``, ``mlp``, ``linear`` or ``conv``, for all or per modality.
+    embedding_dim: Width D of the embeddings, for all or per modality.
+    hidden_dim: Hidden width of the encoders.
+    fusion_dim: Common width inside the fusion (none for ``concat`` and ``late``).
+    classifier_dim: Hidden width of the classifier behind the fusion.
+    projector_dim: Hidden width of the projectors.
+    projection_dim: Width P of the projections.
+    dropout: Probability of zeroing a hidden unit of the classifier in training.
+    embedding_dropout: The same for the embeddings where they enter the fusion.
+    modality_dropout: Probability of leaving a modality of a sample out of the fusion
+      in training; at least one stays.
+    input_clip: Largest magnitude of a scaled input, in units of the scale.
+    compute_dtype: ``float32`` or ``bfloat16``; parameters and outputs are float32.
+
+  Returns:
+    The network; see ``Network``.
+
+  Raises:
+    ValueError: For an unknown name, no modality, ``num_classes < 2``, a width < 1, or a
+      probability outside [0, 1).
+
+  Example:
+    >>> specs = {"a": types.InputSpec("vector", (3,))}
+    >>> network = make_network(specs, num_classes=4)
+    >>> variables = network.init(jax.random.key(0))
+    >>> outputs, _ = network.apply(
+    ...   variables, {"a": jnp.ones((2, 3))}, {"a": jnp.ones(2, bool)}, train=False
+    ... )
+    >>> outputs.logits.shape
+    (2, 4)
+  """
+  specs = dict(specs)
+  modalities = tuple(specs)
+  if not specs:
+    raise ValueError("specs={} must name at least one modality.")
+  if num_classes < 2:
+    raise ValueError(f"num_classes={num_classes} must be >= 2.")
+  if compute_dtype not in COMPUTE_DTYPES:
+    raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {COMPUTE_DTYPES}.")
+  if not input_clip > 0:
+    raise ValueError(f"input_clip={input_clip} must be > 0.")
+  encoder = _per_modality("encoder", encoder, modalities, "auto")
+  embedding_dim = _per_modality("embedding_dim", embedding_dim, modalities, 64)
+  widths = dict(
+    hidden_dim=hidden_dim,
+    fusion_dim=fusion_dim,
+    classifier_dim=classifier_dim,
+    projector_dim=projector_dim,
+    projection_dim=projection_dim,
+    **{f"embedding_dim[{m!r}]": d for m, d in embedding_dim.items()},
+  )
+  for name, width in widths.items():
+    if width < 1:
+      raise ValueError(f"{name}={width} must be >= 1.")
+  rates = {
+    "dropout": dropout,
+    "embedding_dropout": embedding_dropout,
+    "modality_dropout": modality_dropout,
+  }
+  for name, rate in rates.items():
+    if not 0.0 <= rate < 1.0:
+      raise ValueError(f"{name}={rate} must lie in [0, 1).")
+
+  encoder_modules = {
+    m: encoders.make_encoder(
+      encoder[m],
+      specs[m],
+      embedding_dim=embedding_dim[m],
+      hidden_dim=hidden_dim,
+      dtype=compute_dtype,
+    )
+    for m in modalities
+  }
+  projector = heads.Projector(projector_dim, projection_dim, dtype=compute_dtype)
+  head = initialization.dense(num_classes, dtype=compute_dtype)
+  fusion_module = fusion_lib.make_fusion(
+    fusion,
+    fusion_dim=fusion_dim,
+    classifier_dim=classifier_dim,
+    num_classes=num_classes,
+    dropout=dropout,
+    dtype=compute_dtype,
+  )
+  random_fuse = embedding_dropout > 0 or (dropout > 0 and fusion_module is not None)
+
+  def init(key):
+    params, scaling, z = {}, {}, []
+    # `draw` makes the noise, by name: adding a modality leaves the others' initial
+    # values alone. The modules' own initialisers are constants.
+    for m in modalities:
+      spec = specs[m]
+      x = jnp.zeros((1, *spec.shape[:-1], spec.channels))
+      z_m = jnp.zeros((1, embedding_dim[m]))
+      branch = {
+        f"encoder_{m}": encoder_modules[m].init(key, x)["params"],
+        f"projector_{m}": projector.init(key, z_m)["params"],
+        f"head_{m}": head.init(key, z_m)["params"],
+      }
+      params |= initialization.draw(named_key(key, f"encoder_{m}"), branch)
+      scaling[m] = {
+        "center": jnp.zeros(spec.channels),
+        "inv_scale": jnp.ones(spec.channels),
+      }
+      z.append(z_m)
+    params["fusion"] = {}
+    if fusion_module is not None:
+      present = jnp.ones((1, len(modalities)), bool)
+      fused = fusion_module.init(key, z, present, train=False)
+      params["fusion"] = initialization.draw(named_key(key, "fusion"), fused["params"])
+    return {"params": params, "scaling": scaling}
+
+  def encode(variables, m, x, present):
+    scaling = jax.lax.stop_gradient(variables["scaling"][m])
+    x, mask = prepare_input(specs[m], x, scaling, present, clip=input_clip)
+    return encoder_modules[m].apply(_params(variables, f"encoder_{m}"), x, mask)
+
+  def fuse(variables, embeddings, present, *, train=False, key=None):
+    _check_names("embeddings", embeddings, modalities)
+    _check_names("present", present, modalities)
+    if train and random_fuse and key is None:
+      raise ValueError("key=None with train=True, but the fusion has dropout.")
+    keep = jnp.stack([present[m] for m in modalities], axis=1)
+    z = [
+      jnp.where(keep[:, i, None], embeddings[m], 0) for i, m in enumerate(modalities)
+    ]
+    if train and embedding_dropout > 0:
+      drop = nn.Dropout(embedding_dropout, deterministic=False)
+      keys = [named_key(key, f"embedding_dropout_{m}") for m in modalities]
+      z = [
+        drop.apply({}, z_m, rngs={"dropout": k}) for z_m, k in zip(z, keys, strict=True)
+      ]
+    if fusion_module is None:
+      logits = unimodal(variables, dict(zip(modalities, z, strict=True)))
+      return fusion_lib.late_logits([logits[m] for m in modalities], keep)
+    rngs = {"dropout": named_key(key, "fusion")} if train and dropout > 0 else None
+    logits = fusion_module.apply(
+      _params(variables, "fusion"), z, keep, train=train, rngs=rngs
+    )
+    return logits.astype(jnp.float32)
+
+  def unimodal(variables, embeddings):
+    return {
+      m: head.apply(_params(variables, f"head_{m}"), embeddings[m]).astype(jnp.float32)
+      for m in modalities
+      if m in embeddings
+    }
+
+  def apply(variables, inputs, present, *, train=False, key=None):
+    _check_names("inputs", inputs, modalities)
+    _check_names("present", present, modalities)
+    if train and modality_dropout > 0 and key is None:
+      raise ValueError("key=None with train=True, but modality_dropout > 0.")
+
+    def where_present(values):
+      return {
+        m: jnp.where(present[m][:, None], v, 0).astype(jnp.float32)
+        for m, v in values.items()
+      }
+
+    embeddings = where_present(
+      {m: encode(variables, m, inputs[m], present[m]) for m in modalities}
+    )
+    projections = {
+      m: projector.apply(_params(variables, f"projector_{m}"), embeddings[m])
+      for m in modalities
+    }
+    kept = {m: present[m] for m in modalities}
+    if train and modality_dropout > 0:
+      keep = keep_modalities(
+        named_key(key, "modality_dropout"),
+        jnp.stack(list(kept.values()), axis=1),
+        rate=modality_dropout,
+      )
+      kept = {m: keep[:, i] for i, m in enumerate(modalities)}
+    outputs = types.Outputs(
+      embeddings=embeddings,
+      projections=where_present(projections),
+      unimodal_logits=where_present(unimodal(variables, embeddings)),
+      logits=fuse(variables, embeddings, kept, train=train, key=key),
+    )
+    return outputs, {}
+
+  return types.Network(modalities, init, apply, fuse, unimodal)
+
+
+def prepare_input(
+  spec: types.InputSpec,
+  x: jax.Array,
+  scaling: Mapping[str, jax.Array],
+  present: jax.Array,
+  *,
+  clip: float,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Casts, splits off the validity channel, scales, clips and zeroes missing rows.
+
+  Args:
+    spec: What ``x`` must look like; a sequence may have another length.
+    x: ``[B, *spec.shape]``, any real dtype.
+    scaling: ``center`` and ``inv_scale``, each ``[spec.channels]``.
+    present: bool ``[B]``.
+    clip: Largest magnitude of a scaled value.
+
+  Returns:
+    The scaled input, float32 without validity channel, and the mask ``[B, T]`` of valid
+    steps (``None`` if ``spec`` is not masked).
+
+  Raises:
+    ValueError: If the shape of ``x`` does not fit.
+
+  Example:
+    >>> scaling = {"center": jnp.array([1.0]), "inv_scale": jnp.array([2.0])}
+    >>> spec, present = types.InputSpec("vector", (1,)), jnp.array([True, False])
+    >>> x, _ = prepare_input(spec, jnp.array([[4], [5]]), scaling, present, clip=3.0)
+    >>> print(x.tolist())
+    [[3.0], [0.0]]
+  """
+  free = 1 if spec.kind == "sequence" else 0
+  if x.ndim != len(spec.shape) + 1 or x.shape[1 + free :] != spec.shape[free:]:
+    raise ValueError(
+      f"input of shape {x.shape} does not fit [B, *{spec.shape}] ({spec.kind})."
+    )
+  x = x.astype(jnp.float32)
+  mask = None
+  if spec.masked:
+    x, mask = x[..., :-1], (x[..., -1] > 0.5) & present[:, None]
+  shape = (1,) * (x.ndim - 1) + (-1,)
+  center, inv_scale = (scaling[k].reshape(shape) for k in ("center", "inv_scale"))
+  x = jnp.clip((x - center) * inv_scale, -clip, clip)
+  # Zeroing the input, and not only the embedding, keeps NaN out of the backward pass.
+  return jnp.where(present.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), mask
+
+
+def keep_modalities(key: jax.Array, present: jax.Array, *, rate: float) -> jax.Array:
+  """Modality dropout: which present modalities stay in the fusion.
+
+  Each present modality is dropped with probability ``rate``, independently; where that
+  would drop all, one of them, uniformly at random, stays. Nothing is rescaled.
+
+  Args:
+    key: Typed key.
+    present: bool ``[B, M]``.
+    rate: Probability in [0, 1).
+
+  Returns:
+    bool ``[B, M]``, a subset of ``present``; empty only where ``present`` is.
+
+  Example:
+    >>> present = jnp.array([[True, False]])
+    >>> print(keep_modalities(jax.random.key(0), present, rate=0.99))
+    [[ True False]]
+  """
+  u = jnp.where(present, jax.random.uniform(key, present.shape), -1.0)
+  # The largest u belongs to a uniformly random present modality.
+  last = jax.nn.one_hot(jnp.argmax(u, axis=1), present.shape[1], dtype=bool)
+  return present & ((u >= rate) | last)
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+  """The key for one named use; CRC-32, because ``hash`` of a str varies by process.
+
+  Example:
+    >>> a, b = (named_key(jax.random.key(0), name) for name in "ab")
+    >>> bool(a == b)
+    False
+  """
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def count_parameters(variables: Mapping[str, Any]) -> dict[str, int]:
+  """Number of trainable scalars per top-level module, in the order of creation.
+
+  Example:
+    >>> count_parameters({"params": {"fusion": {"kernel": jnp.ones((2, 3))}}})
+    {'fusion': 6}
+  """
+  return {
+    name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(module))
+    for name, module in variables["params"].items()
+  }
+
+
+def describe(variables: Mapping[str, Any]) -> str:
+  """A parameter table for logs; ``jax.eval_shape(network.init, key)`` will do.
+
+  Example:
+    >>> print(describe({"params": {"fusion": {"kernel": jnp.ones((20, 100))}}}))
+    fusion  2,000
+    total   2,000
+  """
+  counts = count_parameters(variables)
+  counts["total"] = sum(counts.values())
+  left = max(map(len, counts))
+  right = max(len(f"{n:,}") for n in counts.values())
+  return "\n".join(f"{name:<{left}}  {n:>{right},}" for name, n in counts.items())
+
+
+def _params(variables, name):
+  return {"params": variables["params"][name]}
+
+
+def _per_modality(argument, value, modalities, default):
+  if not isinstance(value, Mapping):
+    return dict.fromkeys(modalities, value)
+  if unknown := [m for m in value if m not in modalities]:
+    raise ValueError(f"{argument} names {unknown}, not among {modalities}.")
+  return {m: value.get(m, default) for m in modalities}
+
+
+def _check_names(argument, values, modalities):
+  if missing := [m for m in modalities if m not in values]:
+    raise ValueError(
+      f"{argument} lacks the modalities {missing}; it has {tuple(values)}."
+    )

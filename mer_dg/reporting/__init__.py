@@ -1,0 +1,41 @@
+"""Records of evaluations, and the tables and plots made from them alone."""
+
+from mer_dg.reporting.formats import to_csv, to_latex, to_markdown
+from mer_dg.reporting.plots import (
+  difference_plot,
+  learning_curves,
+  save_figure,
+  target_plot,
+)
+from mer_dg.reporting.records import (
+  Record,
+  append_records,
+  device_name,
+  git_revision,
+  make_record,
+  read_records,
+  stable_hash,
+)
+from mer_dg.reporting.report import write_report
+from mer_dg.reporting.tables import Row, Table, build_table
+
+__all__ = [
+  "Record",
+  "Row",
+  "Table",
+  "append_records",
+  "build_table",
+  "device_name",
+  "difference_plot",
+  "git_revision",
+  "learning_curves",
+  "make_record",
+  "read_records",
+  "save_figure",
+  "stable_hash",
+  "target_plot",
+  "to_csv",
+  "to_latex",
+  "to_markdown",
+  "write_report",
+]

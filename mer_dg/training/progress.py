@@ -1,0 +1,57 @@
+"""What a person sees while a run trains: one bar, and a line per evaluation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+# Seconds between refreshes where nobody watches a terminal (a log file, CI).
+_QUIET_INTERVAL = 20.0
+
+
+class Progress:
+  """A bar with steps/s, ETA, the terms of the loss and per-modality entropy.
+
+  Args:
+    total: Steps in all.
+    done: Steps that a resumed run has behind it.
+    label: Name of the run.
+  """
+
+  def __init__(self, total: int, done: int, label: str):
+    watched = sys.stderr.isatty()
+    self._bar = tqdm(
+      total=total,
+      initial=done,
+      desc=label or "train",
+      unit="step",
+      dynamic_ncols=watched,
+      mininterval=0.2 if watched else _QUIET_INTERVAL,
+    )
+
+  def __enter__(self) -> Progress:
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self._bar.close()
+
+  def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Moves the bar to ``step`` and shows loss terms and entropies."""
+    shown = {"loss": metrics["loss"]}
+    for name, value in metrics.items():
+      kind, _, rest = name.partition("/")
+      if kind == "loss" and rest:
+        shown[rest] = value
+      elif kind == "entropy":
+        shown[f"H[{rest}]"] = value
+    self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in shown.items()), False)
+    self._bar.update(step - self._bar.n)
+
+  def note(self, step: int, evaluation: Mapping[str, float]) -> None:
+    """Prints one line for an evaluation, above the bar."""
+    wanted = ("val/accuracy", "target/accuracy")
+    words = [f"{k} {100 * evaluation[k]:.1f}" for k in wanted if k in evaluation]
+    words += [f"{k} {v:.3g}" for k, v in evaluation.items() if k.startswith("entropy/")]
+    self._bar.write(f"step {step}: " + "  ".join(words), file=sys.stderr)

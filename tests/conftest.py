@@ -1,0 +1,45 @@
+"""Fixtures shared by the tests of all rooms."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+REPO_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> pathlib.Path:
+  """Folder of main.py, configs/ and pyproject.toml."""
+  return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+  """Folder of the real data sets: $MER_DG_DATA, else ../shared/data; or a skip.
+
+  The sets are never part of the package. A set variable that names no folder is an
+  error: a mistyped path must not turn into a skip.
+  """
+  named = os.environ.get("MER_DG_DATA")
+  if named:
+    folder = pathlib.Path(named)
+    if not folder.is_dir():
+      raise NotADirectoryError(f"MER_DG_DATA={named!r} is not a folder.")
+    return folder.resolve()
+  folder = REPO_ROOT.parent / "shared" / "data"
+  if not folder.is_dir():
+    pytest.skip("real data sets absent: set MER_DG_DATA to their folder")
+  return folder
+
+
+@pytest.fixture
+def no_key_reuse():
+  """Drawing twice from one typed key raises, in eager code and inside jit.
+
+  Not on for every test: it recompiles everything and objects to a test that builds
+  the same expected value twice.
+  """
+  with jax.debug_key_reuse(True):
+    yield

@@ -1,0 +1,132 @@
+"""Spoken + written digits: the reader on a made folder, then on the real one."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from mer_dg.data.av_digits import DOMAINS, data_root, load_av_digits
+from mer_dg.data.dataset import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """The layout of the real folder: 30 clips, 60 images, 30 pairs."""
+  rng = np.random.default_rng(0)
+  length = rng.integers(1000, 12_000, 30)
+  np.savez(
+    tmp_path / "fsdd.npz",
+    audio=rng.integers(-3000, 3000, length.sum()).astype(np.int16),
+    audio_offset=np.concatenate([[0], np.cumsum(length)]),
+    label=np.arange(30) % 10,
+    sample_rate=np.array(8000),
+  )
+  np.savez(
+    tmp_path / "digit_images.npz",
+    image=rng.integers(0, 256, (60, 16, 16)).astype(np.uint8),
+    label=np.arange(60) % 10,
+    domain_names=np.array(DOMAINS),
+  )
+  rows = [
+    {"domain": i // 10, "label": i % 10, "audio_index": i, "image_index": i + 30}
+    for i in range(30)
+  ]
+  _write_pairs(tmp_path, rows)
+  return tmp_path
+
+
+def _write_pairs(folder, rows):
+  with (folder / "avdigits_pairs.csv").open("w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+@pytest.mark.parametrize(("audio", "width"), [("logmel", 40), ("waveform", 160)])
+def test_made_folder(folder, audio, width):
+  dataset = load_av_digits(folder, audio=audio)
+  assert dataset.kinds == {"audio": "sequence", "image": "image"}
+  assert dataset.inputs["audio"].shape == (30, 64, width)
+  assert dataset.inputs["audio"].dtype == np.float16
+  assert dataset.domain_names == DOMAINS
+  assert dataset.domain.tolist() == [i // 10 for i in range(30)]
+  with np.load(folder / "digit_images.npz") as file:
+    np.testing.assert_array_equal(dataset.inputs["image"][..., 0], file["image"][30:])
+
+
+def test_bad_pairs_are_explained(folder):
+  good = [
+    {"domain": i // 10, "label": i % 10, "audio_index": i, "image_index": i}
+    for i in range(30)
+  ]
+  for column, value, message in [
+    ("audio_index", 30, "row 4 has audio_index 30, which is not a 4"),
+    ("image_index", -1, "row 4 has image_index -1"),
+    ("image_index", 5, "row 4 has image_index 5, which is not a 4"),
+    ("label", "four", "needs the integer columns"),
+    ("domain", 3, "domain is 3 in row 4"),
+  ]:
+    _write_pairs(
+      folder,
+      [
+        {**r, column: value} if r["label"] == 4 and r["audio_index"] == 4 else r
+        for r in good
+      ],
+    )
+    with pytest.raises(DataError, match=message):
+      load_av_digits(folder)
+  _write_pairs(folder, [{"label": 0}])
+  with pytest.raises(DataError, match="needs the integer columns"):
+    load_av_digits(folder)
+
+
+def test_unknown_audio_and_damaged_files(folder):
+  with pytest.raises(
+    DataError, match="audio='mp3' is not one of .'logmel', 'waveform'"
+  ):
+    load_av_digits(folder, audio="mp3")
+  (folder / "digit_images.npz").write_bytes(b"PK")
+  with pytest.raises(DataError, match="digit_images.npz: cannot be read"):
+    load_av_digits(folder)
+  (folder / "fsdd.npz").unlink()
+  with pytest.raises(DataError, match="fsdd.npz: no such file.*data_prep.av_digits"):
+    load_av_digits(folder)
+
+
+def test_data_root_looks_at_path_environment_and_beside(tmp_path, monkeypatch):
+  given, named = tmp_path / "given", tmp_path / "named"
+  work, beside = tmp_path / "work", tmp_path / "shared" / "data"
+  for folder in (given, named, work, beside):
+    folder.mkdir(parents=True)
+  monkeypatch.chdir(work)
+  monkeypatch.delenv("MER_DG_DATA", raising=False)
+  assert data_root() == data_root("") == beside
+  monkeypatch.setenv("MER_DG_DATA", str(named))
+  assert data_root() == named
+  assert data_root(given) == given
+  with pytest.raises(DataError, match="path='.*nowhere' is not a folder.*MER_DG_DATA"):
+    data_root(tmp_path / "nowhere")
+  monkeypatch.setenv("MER_DG_DATA", str(tmp_path / "nowhere"))
+  with pytest.raises(DataError, match="MER_DG_DATA='.*nowhere' is not a folder"):
+    data_root()
+  monkeypatch.delenv("MER_DG_DATA")
+  beside.rmdir()
+  with pytest.raises(DataError, match="No data folder.*python -m data_prep.av_digits"):
+    data_root()
+
+
+def test_real_set(shared_data):
+  dataset = load_av_digits(shared_data)
+  assert len(dataset) == 3000
+  pairs = np.stack([dataset.domain, dataset.label])
+  _, count = np.unique(pairs, axis=1, return_counts=True)
+  assert count.tolist() == [100] * 30
+  # Durations: median 3358 samples, 20 full windows; 4 clips exceed 64.
+  assert np.median(dataset.lengths["audio"]) == pytest.approx(20, abs=1)
+  assert (dataset.lengths["audio"] == 64).sum() == 4
+  valid = np.arange(64)[None, :] < dataset.lengths["audio"][:, None]
+  assert not dataset.inputs["audio"][~valid].any()
+  # Loudness differs eightfold between speakers (jackson, theo); not in here.
+  peak = np.where(valid[..., None], dataset.inputs["audio"], -99).max(axis=(1, 2))
+  loud, quiet = peak[dataset.domain == 0].mean(), peak[dataset.domain == 2].mean()
+  assert abs(loud - quiet) < np.log(8)

@@ -1,0 +1,479 @@
+"""The bring-your-own format: whatever is valid loads, whatever is not is explained."""
+
+import pathlib
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from mer_dg.data.dataset import DataError, make_dataset
+from mer_dg.data.npz import from_arrays, load_npz, save_npz
+
+# --- valid files ---------------------------------------------------------------------
+
+
+def _small(n=8):
+  """A minimal valid file: 2 classes, 2 domains, one vector and one sequence."""
+  rng = np.random.default_rng(0)
+  return {
+    "modalities": np.array(["a", "b"]),
+    "a": rng.normal(size=(n, 3)).astype(np.float32),
+    "b": rng.normal(size=(n, 5, 2)).astype(np.float16),
+    "label": np.arange(n, dtype=np.int64) % 2,
+    "domain": np.arange(n) // (n // 2),
+  }
+
+
+def _write(folder, arrays, name="set.npz"):
+  path = pathlib.Path(folder) / name
+  np.savez(path, **arrays)
+  return path
+
+
+_MODALITY = st.sampled_from(
+  ["vector", "float16 padded", "tail axes", "grey", "rgb", "clip", "float64", "int16"]
+)
+
+
+def _make_modality(flavour, n, rng):
+  """(array, extra keys, expected kind, expected sample shape)."""
+  if flavour == "vector":
+    return rng.normal(size=(n, 4)).astype(np.float32), {}, "vector", (4,)
+  if flavour == "float64":
+    return rng.normal(size=(n, 6)), {}, "vector", (6,)
+  if flavour == "float16 padded":
+    x = rng.normal(size=(n, 7, 3)).astype(np.float16)
+    length = rng.integers(1, 8, n)
+    x[np.arange(7)[None, :] >= length[:, None]] = np.nan  # Padding is never read.
+    return x, {"len": length}, "sequence", (7, 3)
+  if flavour == "tail axes":
+    return rng.normal(size=(n, 5, 2, 3)).astype(np.float32), {}, "sequence", (5, 6)
+  if flavour == "int16":
+    return rng.integers(-99, 99, (n, 5, 2)).astype(np.int16), {}, "sequence", (5, 2)
+  shape, kind, sample = {
+    "grey": ((n, 6, 5), "image", (6, 5, 1)),
+    "rgb": ((n, 6, 5, 3), "image", (6, 5, 3)),
+    "clip": ((n, 4, 6, 5), "clip", (4, 6, 5, 1)),
+  }[flavour]
+  return rng.integers(0, 256, shape).astype(np.uint8), {}, kind, sample
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  flavours=st.lists(_MODALITY, min_size=2, max_size=6),
+  classes=st.integers(2, 30),
+  sizes=st.lists(st.integers(1, 60), min_size=2, max_size=5),
+  named=st.booleans(),
+  text_domains=st.booleans(),
+  absent=st.booleans(),
+  seed=st.integers(0, 2**16),
+)
+def test_any_valid_file_loads(
+  tmp_path_factory, flavours, classes, sizes, named, text_domains, absent, seed
+):
+  rng = np.random.default_rng(seed)
+  n = sum(sizes)
+  domain = np.repeat(np.arange(len(sizes)), sizes)
+  label = rng.integers(0, classes, n)
+  label[:2] = [0, classes - 1]
+  names = [f"m{i}" for i in range(len(flavours))]
+  arrays = {"modalities": np.array(names), "label": label.astype(np.int16)}
+  text = np.array([f"site {d}" for d in range(len(sizes))])
+  arrays["domain"] = text[domain] if text_domains else domain.astype(np.uint8)
+  if named:
+    arrays["class_names"] = np.array([f"c{k}" for k in range(classes)])
+    arrays["domain_names"] = text
+  made = {}
+  for m, flavour in zip(names, flavours, strict=True):
+    x, extra, kind, sample = _make_modality(flavour, n, rng)
+    arrays[m] = x
+    arrays |= {f"{m}_{key}": value for key, value in extra.items()}
+    made[m] = (x, extra, kind, sample)
+  if absent:
+    arrays["m0_present"] = rng.integers(0, 2, n).astype(bool)
+  path = _write(tmp_path_factory.mktemp("valid"), arrays)
+
+  loaded = load_npz(path)
+
+  assert loaded.modalities == tuple(names)
+  assert len(loaded) == n
+  assert loaded.num_domains == len(sizes)
+  for m, (x, extra, kind, sample) in made.items():
+    assert (loaded.kinds[m], loaded.inputs[m].shape[1:]) == (kind, sample)
+    np.testing.assert_array_equal(
+      loaded.inputs[m], x.reshape(n, *sample).astype(loaded.inputs[m].dtype)
+    )
+    assert (m in loaded.lengths) == ("len" in extra)
+  # Names must lead back to the values of the file, in whatever order they are kept.
+  shown = np.array(loaded.domain_names)[loaded.domain]
+  np.testing.assert_array_equal(
+    shown, text[domain] if named or text_domains else domain.astype(str)
+  )
+  classes_shown = np.array(loaded.class_names)[loaded.label]
+  np.testing.assert_array_equal(
+    classes_shown, np.char.add("c", label.astype(str)) if named else label.astype(str)
+  )
+  np.testing.assert_array_equal(loaded.index, np.arange(n))
+
+  copy = path.with_name("copy.npz")
+  save_npz(loaded, copy)
+  assert load_npz(copy).version == loaded.version
+  assert load_npz(copy).kinds == loaded.kinds
+
+
+def test_everything_optional_is_read(tmp_path):
+  arrays = _small() | {
+    "class_names": np.array([b"no", b"yes"]),  # Bytes are text too.
+    "domain_names": np.array(["unused", "x", "y"]),
+    "domain": np.array([2, 2, 2, 2, 1, 1, 1, 1]),
+    "b_len": np.array([5, 4, 3, 2, 1, 5, 5, 5], np.int8),
+    "a_present": np.array([1, 1, 1, 1, 1, 1, 1, 0]),
+    "a_kind": np.array("vector"),
+    "group": np.array(["g1", "g1", "g0", "g0", "g2", "g2", "g3", "g3"]),
+    "split": np.array(["train", "val"] * 4),
+    "id": np.array([f"clip_{i}" for i in range(8)]),
+    "something_else": np.array(3.0),
+  }
+  loaded = load_npz(_write(tmp_path, arrays, "kitchen.npz"))
+  assert loaded.name == "kitchen"
+  assert loaded.class_names == ("no", "yes")
+  assert loaded.domain_names == ("x", "y")  # "unused" has no row.
+  assert loaded.domain.tolist() == [1] * 4 + [0] * 4
+  assert loaded.lengths["b"].tolist() == [5, 4, 3, 2, 1, 5, 5, 5]
+  assert loaded.present["a"].tolist() == [True] * 7 + [False]
+  assert loaded.group.tolist() == [1, 1, 0, 0, 2, 2, 3, 3]
+  assert loaded.split is not None
+  assert loaded.split.tolist() == [0, 1] * 4
+  assert load_npz(_write(tmp_path, arrays), modalities=["b"]).modalities == ("b",)
+  assert load_npz(_write(tmp_path, arrays), modalities=["b", "a"]).modalities == (
+    "b",
+    "a",
+  )
+
+
+def test_labels_with_gaps_are_named_by_themselves(tmp_path):
+  arrays = _small() | {"label": np.array([-7, 40, 3, 3, 40, -7, 3, 3])}
+  loaded = load_npz(_write(tmp_path, arrays))
+  assert loaded.class_names == ("-7", "3", "40")
+  assert loaded.label.tolist() == [0, 2, 1, 1, 2, 0, 1, 1]
+
+
+def test_only_what_is_asked_for_is_read(tmp_path):
+  arrays = _small()
+  arrays["b"] = np.full_like(arrays["b"], np.nan)
+  path = _write(tmp_path, arrays)
+  assert load_npz(path, modalities=["a"]).modalities == ("a",)
+  with pytest.raises(DataError, match="'b' holds NaN"):
+    load_npz(path)
+
+
+def test_missing_rows_may_hold_nan(tmp_path):
+  arrays = _small()
+  arrays["a"][3] = np.nan
+  arrays["a_present"] = np.arange(8) != 3
+  assert len(load_npz(_write(tmp_path, arrays))) == 8
+
+
+def test_clip_with_length_loops(tmp_path):
+  clip = np.arange(8 * 4, dtype=np.uint8).reshape(8, 4, 1, 1) * np.ones(
+    (1, 1, 2, 2), np.uint8
+  )
+  arrays = _small() | {"a": clip, "a_len": np.array([4, 3, 2, 1, 4, 4, 4, 4])}
+  loaded = load_npz(_write(tmp_path, arrays))
+  assert "a" not in loaded.lengths
+  frames = loaded.inputs["a"][:, :, 0, 0, 0]  # [N, T]; row i holds 4i .. 4i + 3.
+  assert frames[:4].tolist() == [[0, 1, 2, 3], [4, 5, 6, 4], [8, 9, 8, 9], [12] * 4]
+
+
+def test_big_endian_and_wide_numbers_become_float32(tmp_path):
+  arrays = _small()
+  arrays["a"] = arrays["a"].astype(">f8")
+  arrays["b"] = (arrays["b"] * 100).astype(np.int64)
+  loaded = load_npz(_write(tmp_path, arrays))
+  assert {m: x.dtype for m, x in loaded.inputs.items()} == {
+    "a": np.float32,
+    "b": np.float32,
+  }
+
+
+# --- writing -------------------------------------------------------------------------
+
+
+def test_round_trip_keeps_everything(tmp_path):
+  rng = np.random.default_rng(1)
+  dataset = make_dataset(
+    name="made",
+    # "file" is an argument of numpy.savez: names must not collide with it.
+    inputs={
+      "file": rng.normal(size=(6, 4, 3)).astype(np.float16),
+      "pic": rng.integers(0, 256, (6, 5, 5)).astype(np.uint8),
+    },
+    label=np.array([0, 1, 2, 0, 1, 2]),
+    domain=np.array([0, 0, 0, 1, 1, 1]),
+    class_names=["x", "y", "z"],
+    domain_names=["p", "q"],
+    present={"pic": np.array([1, 1, 1, 1, 1, 0], bool)},
+    lengths={"file": np.array([1, 2, 3, 4, 4, 4])},
+    group=np.array([5, 5, 7, 7, 9, 9]),
+    split=np.array([0, 1, 2, 0, 1, 2]),
+  )
+  path = tmp_path / "sub" / "made.npz"
+  save_npz(dataset, path)
+  again = load_npz(path)
+  assert again.version == dataset.version
+  assert (again.name, again.kinds, again.class_names, again.domain_names) == (
+    "made",
+    dataset.kinds,
+    dataset.class_names,
+    dataset.domain_names,
+  )
+  for key in ("label", "domain", "group", "split", "index"):
+    np.testing.assert_array_equal(getattr(again, key), getattr(dataset, key))
+  for key in ("inputs", "present", "lengths"):
+    left, right = getattr(again, key), getattr(dataset, key)
+    assert list(left) == list(right)
+    for m in left:
+      np.testing.assert_array_equal(left[m], right[m])
+      assert left[m].dtype == right[m].dtype
+
+
+def test_bad_data_is_not_written_and_leaves_the_old_file(tmp_path):
+  path = tmp_path / "set.npz"
+  save_npz(_small(), path)
+  before = path.read_bytes()
+  with pytest.raises(DataError, match="label"):
+    save_npz(_small() | {"label": np.zeros(7, int)}, path)
+  with pytest.raises(DataError, match="Python objects"):
+    save_npz(_small() | {"notes": np.array([{}], object)}, path)
+  assert path.read_bytes() == before
+  assert [p.name for p in tmp_path.iterdir()] == ["set.npz"]
+
+
+def test_a_killed_write_leaves_nothing_under_the_name(tmp_path, monkeypatch):
+  def die(*args, **kwargs):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(np.lib.format, "write_array", die)
+  with pytest.raises(KeyboardInterrupt):
+    save_npz(_small(), tmp_path / "set.npz")
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_version_follows_the_content(tmp_path):
+  def version(**changes):
+    return from_arrays(_small() | changes, name="set").version
+
+  base = version()
+  assert version() == base
+  a = _small()["a"].copy()
+  a[0, 0] += 1
+  changes = [
+    {"a": a},
+    {"domain_names": np.array(["u", "v"])},
+    {"split": np.array([0, 1] * 4)},
+    {"group": np.zeros(8, int)},
+    {"b_len": np.full(8, 4)},
+    {"b_present": np.arange(8) > 0},
+  ]
+  assert len({base, *(version(**c) for c in changes)}) == len(changes) + 1
+
+
+# --- broken files --------------------------------------------------------------------
+
+
+def _with(**changes):
+  return lambda: _small() | changes
+
+
+def _without(key):
+  return lambda: {k: v for k, v in _small().items() if k != key}
+
+
+def _broken_row(key, row, value):
+  def make():
+    arrays = _small()
+    arrays[key][row] = value
+    return arrays
+
+  return make
+
+
+BROKEN = {
+  "no modalities": (_without("modalities"), "'modalities' .* missing; the file has"),
+  "no label": (_without("label"), "'label' missing; the file has"),
+  "no domain": (_without("domain"), "'domain' missing"),
+  "no array": (_without("b"), "'b' missing"),
+  "empty list": (
+    _with(modalities=np.array([], "U1")),
+    "must list different, non-empty",
+  ),
+  "twice": (_with(modalities=np.array(["a", "a"])), "must list different"),
+  "reserved name": (_with(modalities=np.array(["a", "label"])), "other than"),
+  "names are floats": (_with(modalities=np.array([1.5])), "list of names"),
+  "pickled modalities": (
+    _with(modalities=np.array(["a", "b"], object)),
+    "'modalities' holds Python objects .a pickle., which are never loaded",
+  ),
+  "pickled input": (
+    _with(a=np.array([[1, None]] * 8, object)),
+    "'a' holds Python objects",
+  ),
+  "text input": (_with(a=np.array([["x", "y"]] * 8)), "'a' must hold numbers, got <U1"),
+  "complex input": (_with(a=np.ones((8, 2), complex)), "'a' must hold numbers"),
+  "scalar per row": (_with(a=np.ones(8)), "'a' with dtype .* is none of: numbers"),
+  "no channels": (_with(a=np.ones((8, 0))), "'a' with shape .8, 0. is not of kind"),
+  "unequal": (_with(a=np.ones((7, 3))), "'a' has 7 rows but label has 8"),
+  "NaN": (_broken_row("a", (5, 1), np.nan), "'a' holds NaN or infinity in row 5"),
+  "infinity": (_broken_row("b", (2, 4, 1), np.inf), "'b' .* infinity in row 2 .1 rows"),
+  "beyond float32": (_with(a=np.full((8, 3), 1e300)), "'a' holds NaN or infinity"),
+  "float labels": (_with(label=np.ones(8)), "label must be integers .N., got float64"),
+  "column of labels": (_with(label=np.ones((8, 1), int)), "label must be integers"),
+  "one class": (_with(label=np.full(8, 3)), "every label is 3; two classes"),
+  "no rows": (
+    _with(
+      label=np.zeros(0, int),
+      domain=np.zeros(0, int),
+      a=np.ones((0, 3)),
+      b=np.ones((0, 3)),
+    ),
+    "label is empty",
+  ),
+  "label beyond names": (
+    _with(class_names=np.array(["x", "y"]), label=np.array([0, 1, 1, 2, 0, 0, 2, 0])),
+    "label is 2 in row 3 .2 rows in all., but class_names has 2 names",
+  ),
+  "class named twice": (_with(class_names=np.array(["x", "x"])), r"\['x'\] is not"),
+  "class without name": (_with(class_names=np.array(["x", ""])), "non-empty"),
+  "domain beyond names": (
+    _with(domain=np.array([0, 0, 0, 1, 1, 9, 9, 1]), domain_names=np.array(["u", "v"])),
+    "domain is 9 in row 5, not in 0..1, a position in domain_names",
+  ),
+  "negative domain": (
+    _with(
+      domain=np.array([0, 0, -1, 1, 1, 1, 0, 1]), domain_names=np.array(["u", "v"])
+    ),
+    "domain is -1 in row 2",
+  ),
+  "unknown domain name": (
+    _with(domain=np.array(["u", "v", "w", "v"] * 2), domain_names=np.array(["u", "v"])),
+    "domain is 'w' in row 2, not one of domain_names .'u', 'v'.",
+  ),
+  "domain without name": (_with(domain=np.array(["u", "", "v", "v"] * 2)), "in row 1"),
+  "float domain": (_with(domain=np.ones(8)), "domain must be integers or names .8."),
+  "short domain": (_with(domain=np.arange(7)), "domain must be .* got int64 .7,."),
+  "one domain": (_with(domain=np.full(8, "u")), "every row is of domain 'u'"),
+  "unknown kind": (_with(a_kind=np.array("video")), "a_kind is .'video'.; allowed"),
+  "wrong kind": (_with(a_kind=np.array("image")), "'a' .* is not of kind 'image'"),
+  "kind needs time": (_with(a_kind=np.array("clip")), "is not of kind 'clip'"),
+  "length of a vector": (_with(a_len=np.ones(8, int)), "'a' is of kind 'vector'"),
+  "length too long": (_with(b_len=np.array([5] * 7 + [6])), "b_len is 6 in row 7"),
+  "length zero": (_with(b_len=np.array([5] * 7 + [0])), "b_len is 0 in row 7"),
+  "length float": (_with(b_len=np.ones(8)), "b_len must be integers .8."),
+  "short length": (_with(b_len=np.ones(7, int)), "b_len must be integers"),
+  "short present": (_with(a_present=np.ones(7, bool)), "a_present must be .8."),
+  "present twos": (_with(a_present=np.full(8, 2)), "a_present must hold booleans"),
+  "short group": (_with(group=np.arange(7)), "group must be .8."),
+  "float group": (_with(group=np.ones(8)), "group must be integers or names"),
+  "short split": (_with(split=np.zeros(7, int)), "split must be .8."),
+  "unknown split": (_with(split=np.array(["train", "dev"] * 4)), "'dev' in row 1"),
+  "split beyond": (_with(split=np.array([0, 3] * 4)), "split is 3 in row 1"),
+  "same id": (
+    _with(id=np.array([0, 1, 2, 3, 4, 5, 2, 7])),
+    "id 2 stands in rows .2, 6.",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_file_is_explained(tmp_path, case):
+  make, message = BROKEN[case]
+  path = _write(tmp_path, make())
+  with pytest.raises(DataError, match=message) as caught:
+    load_npz(path)
+  text = str(caught.value)
+  assert str(path) in text
+  assert "\n" not in text  # One paragraph.
+
+
+def test_unknown_modality_asked_for(tmp_path):
+  path = _write(tmp_path, _small())
+  with pytest.raises(
+    DataError, match=r"modalities=\('sound',\) must be .* \['a', 'b'\]"
+  ):
+    load_npz(path, modalities=["sound"])
+
+
+def test_no_such_file(tmp_path):
+  with pytest.raises(DataError, match="nothing.npz: no such file"):
+    load_npz(tmp_path / "nothing.npz")
+
+
+def test_not_an_npz(tmp_path):
+  path = tmp_path / "x.npz"
+  path.write_text("hello")
+  with pytest.raises(DataError, match="not an .npz file"):
+    load_npz(path)
+  path.write_bytes(b"")
+  with pytest.raises(DataError, match="not an .npz file"):
+    load_npz(path)
+  with path.open("wb") as file:
+    np.save(file, np.ones(3))
+  with pytest.raises(DataError, match="a single array"):
+    load_npz(path)
+
+
+def test_truncated_and_damaged(tmp_path):
+  path = _write(tmp_path, _small())
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(DataError, match="not an .npz file"):
+    load_npz(path)
+  # The zip directory is whole, the content of "a" is not: its checksum fails.
+  data = _small()["a"].tobytes()
+  at = whole.index(data)
+  path.write_bytes(whole[:at] + bytes(len(data)) + whole[at + len(data) :])
+  with pytest.raises(DataError, match="'a' is damaged"):
+    load_npz(path)
+
+
+def test_a_pickle_is_not_executed(tmp_path):
+  class Bomb:
+    def __reduce__(self):
+      return (pathlib.Path.touch, (tmp_path / "boom",))
+
+  path = _write(tmp_path, _small() | {"group": np.array([Bomb()] * 8, object)})
+  with pytest.raises(DataError, match="'group' holds Python objects"):
+    load_npz(path)
+  assert not (tmp_path / "boom").exists()
+
+
+# --- shipped sets --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("name", "modalities", "classes", "domains", "rows"),
+  [
+    ("dsads", ("acc", "gyro", "mag"), 19, 8, 4560),
+    ("gesture_phase", ("hands", "wrists", "head", "velacc"), 5, 3, 3220),
+  ],
+)
+def test_shipped_sets_load_unchanged(
+  shared_data, name, modalities, classes, domains, rows
+):
+  path = shared_data / f"{name}.npz"
+  loaded = load_npz(path)
+  assert loaded.modalities == modalities
+  assert (loaded.num_classes, loaded.num_domains, len(loaded)) == (
+    classes,
+    domains,
+    rows,
+  )
+  with np.load(path, allow_pickle=False) as file:
+    for m in modalities:
+      assert loaded.inputs[m].dtype == file[m].dtype
+      np.testing.assert_array_equal(loaded.inputs[m], file[m])
+    np.testing.assert_array_equal(loaded.group, file["group"])
+    np.testing.assert_array_equal(loaded.label, file["label"])
+    np.testing.assert_array_equal(loaded.domain, file["domain"])
+    assert loaded.domain_names == tuple(file["domain_names"])
