@@ -1,7 +1,12 @@
 """Command line: ``python main.py --config=configs/x.py [--workdir=DIR]``."""
 
+import os
 import sys
 from pathlib import Path
+
+# JAX calls LAPACK inside its own thread pool on a CPU; OpenBLAS's threads under it
+# slow log-determinants 40-fold and can dead-lock. Read when jax is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from absl import app, flags, logging
 from ml_collections import config_flags

@@ -1,0 +1,1 @@
+"""Raw downloads to prepared datasets; never imported by ``mer_dg``."""

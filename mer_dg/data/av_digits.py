@@ -84,7 +84,7 @@ def load_av_digits(
   speech = _arrays(
     folder / "fsdd.npz", ("audio", "audio_offset", "sample_rate", "label")
   )
-  digits = _arrays(folder / "digit_images.npz", ("image", "label", "domain_names"))
+  digits = _arrays(folder / "digit_images.npz", ("image", "label"))
   pairs = _pairs(folder / "avdigits_pairs.csv", speech["label"], digits["label"])
   offset = speech["audio_offset"]
   clip = pairs["audio_index"]

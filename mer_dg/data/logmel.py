@@ -52,8 +52,8 @@ def log_mel(
     >>> tone = np.sin(2 * np.pi * 1000 * np.arange(800) / 8000)
     >>> spectrogram, frames = log_mel(
     ...   tone, np.array([0]), np.array([800]), sample_rate=8000)
-    >>> frames, int(spectrogram[0, 0].argmax())  # Band 18 is centred on 1030 Hz.
-    (array([4], dtype=int32), 18)
+    >>> frames, int(spectrogram[0, 0].argmax())  # Band 17 is centred on 975 Hz.
+    (array([4], dtype=int32), 17)
   """
   window, hop = round(WINDOW_S * sample_rate), round(HOP_S * sample_rate)
   clip, frame, samples, frames = _frames(

@@ -100,6 +100,28 @@ def over_batch(fn, z: jax.Array, *rows):
   return fn(z, *rows)
 
 
+def _varying_axes(a: jax.Array) -> frozenset:
+  aval = jax.typeof(a)
+  if hasattr(aval, "manual_axis_type"):  # jax >= 0.10
+    return aval.manual_axis_type.varying
+  return aval.vma
+
+
+def align_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+  """Marks arrays as varying over every mesh axis that any of them varies over.
+
+  Inside ``shard_map`` a loop's carry, and a hand-written gradient, must have the same
+  marks as its inputs. Outside of it nothing happens.
+  """
+  axes = frozenset().union(*map(_varying_axes, arrays))
+
+  def mark(a):
+    missing = tuple(sorted(axes - _varying_axes(a)))
+    return lax.pcast(a, missing, to="varying") if missing else a
+
+  return tuple(mark(a) for a in arrays)
+
+
 def row_weights(
   z: jax.Array, where: jax.Array | None, weights: jax.Array | None = None
 ) -> jax.Array:

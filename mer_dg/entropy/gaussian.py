@@ -23,20 +23,52 @@ def centered_rows(z: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax
   return _arrays.drop_rows(z - mean[None, :], where), count
 
 
-def ridge_logdet(x: jax.Array, ridge: jax.Array, *, form: str = "auto") -> jax.Array:
-  r"""``log det(ridge I_d + x^T x)`` for rows ``x [n, d]`` and ``ridge > 0``.
+def ridge_logdet(
+  x: jax.Array, ridge: jax.Array, *, form: str = "auto"
+) -> tuple[jax.Array, jax.Array]:
+  r"""``log det(ridge I_d + x^T x)`` for rows ``x [n, d]``.
 
-  Computed from the triangular factor of the stacked matrix ``[x; sqrt(ridge) I]``
-  (primal, d x d) or ``[x^T; sqrt(ridge) I]`` (dual, n x n, Sylvester's identity):
-  forming ``x^T x`` first would square the condition number, and a Cholesky factor
-  in float32 then fails on collapsed features (eps * |x|^2 > ridge).
+  Primal (d x d) or dual (n x n, by Sylvester's identity). Cholesky where it is reliable
+  in the working precision; otherwise (collapsed features: eps |x|^2 near the smallest
+  eigenvalue, where float32 Cholesky returns noise or nan) the triangular factor of the
+  stacked matrix ``[x; sqrt(ridge) I]``, which never squares the condition number.
+
+  Args:
+    x: ``[n, d]``.
+    ridge: Scalar >= 0 (> 0 for the dual form), may be traced.
+    form: ``"primal"``, ``"dual"`` or ``"auto"`` (dual when n < d).
+
+  Returns:
+    The log determinant and the smallest diagonal entry of the triangular factor, at
+    rounding level when the matrix is singular (no gradient).
   """
   n, d = x.shape
   if form == "auto":
     form = "dual" if n < d else "primal"
   a = x.T if form == "dual" else x  # [rows, k]
+  value, smallest = _stacked_logdet(*_arrays.align_varying(a, ridge))
+  if form == "dual":
+    value = value + (d - n) * jnp.log(ridge)
+  return value, smallest
+
+
+def _triangular_factor(a, ridge):
+  """Upper ``r`` with ``r^T r = ridge I + a^T a``."""
   k = a.shape[1]
-  return _stacked_logdet(a, ridge) + (d - k) * jnp.log(ridge)
+  eye = jnp.eye(k, dtype=a.dtype)
+  c = jnp.matmul(a.T, a, precision=HIGHEST) + ridge * eye
+  r = lax.linalg.cholesky(c, symmetrize_input=False).T
+  # Rounding perturbs every eigenvalue by about eps |c|; pivots must stand out from it.
+  noise = jnp.finfo(a.dtype).eps * jnp.sqrt(jnp.sum(c**2))
+  reliable = jnp.min(jnp.diagonal(r)) ** 2 > 20 * noise  # False for nan
+
+  def orthogonal(_):
+    stacked = jnp.concatenate([a, jnp.sqrt(ridge) * eye])
+    return reliable | ~reliable, jnp.linalg.qr(stacked, mode="r")
+
+  # A loop of at most one turn: unlike lax.cond it also skips the branch under vmap,
+  # when no member of the batch needs it.
+  return lax.while_loop(lambda s: ~s[0], orthogonal, (reliable, r))[1]
 
 
 @jax.custom_vjp
@@ -45,22 +77,23 @@ def _stacked_logdet(a, ridge):
 
 
 def _stacked_logdet_fwd(a, ridge):
-  k = a.shape[1]
-  stacked = jnp.concatenate([a, jnp.sqrt(ridge) * jnp.eye(k, dtype=a.dtype)])
-  r = jnp.linalg.qr(stacked, mode="r")
-  value = 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(r))))
-  return value, (a, r)
+  r = _triangular_factor(a, ridge)
+  pivots = jnp.abs(jnp.diagonal(r))
+  return (2 * jnp.sum(jnp.log(pivots)), jnp.min(pivots)), (a, r)
 
 
 def _stacked_logdet_bwd(residual, g):
   # d logdet(ridge I + a^T a) = 2 tr((..)^-1 a^T da) + tr((..)^-1) dridge
   a, r = residual
+  g = g[0]
   inverse_r = lax.linalg.triangular_solve(
     r, jnp.eye(r.shape[0], dtype=r.dtype), left_side=True, lower=False
   )
   half = jnp.matmul(a, inverse_r, precision=HIGHEST)
   da = 2 * g * jnp.matmul(half, inverse_r.T, precision=HIGHEST)
-  return da, g * jnp.sum(inverse_r**2)
+  # A singular matrix has no finite gradient; its entropy is -inf by convention.
+  finite = lambda y: jnp.where(g == 0, jnp.zeros_like(y), y)
+  return finite(da), finite(g * jnp.sum(inverse_r**2))
 
 
 _stacked_logdet.defvjp(_stacked_logdet_fwd, _stacked_logdet_bwd)
@@ -124,21 +157,13 @@ def _entropy_of_centered(x, count, shrinkage):
   positive = trace > 0
   sigma = jnp.sqrt(jnp.where(positive, trace, 1) / d)
   x = x / (sigma * jnp.sqrt(dof))
-  # Without shrinkage a singular covariance shows as an eigenvalue at rounding level.
+  # Without shrinkage the dual form has no ridge to stand on, but then n < d is singular.
+  ridge = shrinkage if n >= d else jnp.where(shrinkage > 0, shrinkage, 1)
+  logdet, smallest = ridge_logdet(jnp.sqrt(1 - shrinkage) * x, ridge)
   rounding = jnp.finfo(x.dtype).eps * max(n, d)
-  ridge = jnp.maximum(shrinkage, jnp.finfo(x.dtype).tiny ** 0.5)
-  logdet = ridge_logdet(jnp.sqrt(1 - shrinkage) * x, ridge)
-  full_rank = (shrinkage > 0) | ((count > d) & (_smallest(x) > rounding))
+  full_rank = (shrinkage > 0) | ((count > d) & (smallest > rounding))
+  logdet = jnp.where(full_rank, logdet, 0)
   value = 0.5 * (d * math.log(2 * math.pi * math.e) + logdet) + d * jnp.log(sigma)
   value = jnp.where(positive & full_rank, value, -jnp.inf)
   poison = _arrays.nan_if_nan(x) + _arrays.nan_if_nan(trace)
   return jnp.where(enough, value, 0) + lax.stop_gradient(poison)
-
-
-def _smallest(x):
-  """Smallest diagonal of the triangular factor of x: 0 if x has not full rank."""
-  n, d = x.shape
-  if n < d:
-    return jnp.zeros((), x.dtype)
-  r = jnp.linalg.qr(lax.stop_gradient(x), mode="r")
-  return jnp.min(jnp.abs(jnp.diagonal(r)))

@@ -193,14 +193,16 @@ def kde_entropy(
       block_size=block_size,
     )
     valid = v > 0
-    total = jnp.sum(v)
-    score = jnp.sum(jnp.where(valid, v * log_p, 0))
+    total, score = jnp.sum(v), jnp.sum(jnp.where(valid, v * log_p, 0))
+    support = jnp.sum(v_r > 0) if axis_name is None else jnp.sum(valid)
+    poison = lax.stop_gradient(_arrays.nan_if_nan(z))
     if axis_name is not None:
-      total, score = lax.psum((total, score), axis_name)
-    enough = jnp.sum(v_r > 0) >= (2 if loo else 1)
-    enough &= total > 0
+      total, score, support, poison = lax.psum(
+        (total, score, support, poison), axis_name
+      )
+    enough = (support >= (2 if loo else 1)) & (total > 0)
     value = -score / jnp.where(total > 0, total, 1)
-    return jnp.where(enough, value, _arrays.nan_if_nan(z))
+    return jnp.where(enough, value, poison)
 
   return _arrays.over_batch(one, z, where, weights, reference, reference_where)
 

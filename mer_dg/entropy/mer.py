@@ -73,7 +73,8 @@ def _standardized_logdet(z, where, eps, form):
   safe_count = jnp.where(enough, count, 2)
   std = _arrays.safe_sqrt(jnp.sum(x**2, axis=0) / safe_count) + eps
   x = x / std[None, :] / jnp.sqrt(safe_count - 1)
-  return ridge_logdet(x, jnp.asarray(eps, x.dtype), form=form), enough
+  logdet, _ = ridge_logdet(x, jnp.asarray(eps, x.dtype), form=form)
+  return logdet, enough
 
 
 def spectral_entropy_loss(

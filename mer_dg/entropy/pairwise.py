@@ -22,6 +22,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.entropy import _arrays
 from mer_dg.entropy.kernels import Kernel
 
 HIGHEST = lax.Precision.HIGHEST  # |a - b|^2 cancels: TF32 or bf16 products destroy it
@@ -61,12 +62,14 @@ def log_kernel_sums(
     dense = block_size >= max(nq, nr)
   same = q is r and (self_offset is None or isinstance(self_offset, int))
   if same:
+    q, log_v = _arrays.align_varying(q, log_v)
     options = _Options(kernel, self_offset, block_size)
     return (_self_dense if dense else _self_tiled)(options, q, log_v)
   options = _Options(kernel, None, block_size)
   if self_offset is None:
     self_offset = nr + nq  # matches no column
   self_offset = jnp.asarray(self_offset, jnp.int32)
+  q, r, log_v, self_offset = _arrays.align_varying(q, r, log_v, self_offset)
   return (_cross_dense if dense else _cross_tiled)(options, q, r, log_v, self_offset)
 
 
@@ -303,6 +306,7 @@ def _self_tiled_bwd(options, residual, g):
   )
   half = jnp.where(i_block == j_block, 0.5, 1.0).astype(z.dtype)
   pairs = (jnp.asarray(i_block, jnp.int32), jnp.asarray(j_block, jnp.int32), half)
+  init = _arrays.align_varying(*init, z)[:-1]
   (dz, dz_t, sums, shares), _ = lax.scan(pair, init, pairs)
   dz = dz[:n] + dz_t[:, :n].T - sums[:n, None] * z
   if kernel.has_unit_slope:
@@ -348,6 +352,7 @@ def _cross_tiled_bwd(options, residual, g):
     return (dr_t, sums, dlog_v + jnp.sum(share, axis=0)), dq
 
   init = (jnp.zeros_like(r.T), jnp.zeros_like(log_v), jnp.zeros_like(log_v))
+  init = _arrays.align_varying(*init, r)[:-1]
   starts = jnp.arange(count, dtype=jnp.int32) * rows
   (dr_t, sums, dlog_v), dq = lax.scan(tile, init, starts)
   dr = dr_t.T - sums[:, None] * r

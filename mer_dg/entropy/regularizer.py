@@ -150,10 +150,14 @@ def _term(estimator, z, where, axis_name, kw):
     z, where = gather_rows(z, where, axis_name=axis_name)
   if estimator == "logdet":
     shared = {name: kw[name] for name in ("eps", "form") if name in kw}
-    nats = lax.stop_gradient(logdet_entropy(z, where=where, **shared))
-    return mer_loss(z, where=where, **kw), nats
-  h = _ENTROPIES[estimator](z, where=where, **kw)
-  return -h, h
+    h = lax.stop_gradient(logdet_entropy(z, where=where, **shared))
+    term = mer_loss(z, where=where, **kw)
+  else:
+    h = _ENTROPIES[estimator](z, where=where, **kw)
+    term = -h
+  if axis_name is not None:  # equal on every member; the mean makes the gradient right
+    term, h = lax.pmean((term, h), axis_name)
+  return term, h
 
 
 def gather_rows(

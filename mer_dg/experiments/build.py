@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import logging
-from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -19,13 +18,10 @@ from mer_dg.data.dataset import Dataset
 from mer_dg.data.npz import load_npz
 from mer_dg.data.sampling import Pool, make_pool
 from mer_dg.data.splits import Split, leave_one_domain_out
-from mer_dg.evaluation.metrics import balanced_accuracy, classification_metrics
-from mer_dg.evaluation.metrics import accuracy as plain_accuracy
-from mer_dg.experiments.config import ConfigError
+from mer_dg.evaluation import accuracy, balanced_accuracy, classification_metrics
+from mer_dg.experiments.config import ConfigError, check_space
 from mer_dg.methods import Method, Task, build_method, merge_recipes
 from mer_dg.networks import InputSpec, Network, make_network
-
-log = logging.getLogger(__name__)
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).
 _AUTO_BATCH = 96
@@ -83,21 +79,34 @@ class Workbench:
   def __init__(self, config: Mapping[str, Any]):
     self.config = config
     self.dataset = load_dataset(config["data"])
+    self._splits: dict[str, Split] = {}
     self._settings: dict[str, Setting] = {}
+
+  @cached_property
+  def host_arrays(self) -> Arrays:
+    """The dataset as the step takes it, on the host."""
+    return to_arrays(self.dataset)
 
   @cached_property
   def arrays(self) -> Arrays:
     """The dataset on the device."""
-    return put(to_arrays(self.dataset))
+    return put(self.host_arrays)
 
   @cached_property
   def network(self) -> Network:
-    """The network of ``config.network`` for this dataset."""
-    return make_network(
-      input_specs(self.dataset),
-      num_classes=self.dataset.num_classes,
-      **self.config["network"],
-    )
+    """The network of ``config.network`` for this dataset.
+
+    Raises:
+      ConfigError: If that network does not fit the modalities.
+    """
+    try:
+      return make_network(
+        input_specs(self.dataset),
+        num_classes=self.dataset.num_classes,
+        **self.config["network"],
+      )
+    except ValueError as error:
+      raise ConfigError(f"config.network does not fit the data: {error}") from error
 
   def targets(self) -> tuple[str, ...]:
     """Held-out domains of the table."""
@@ -105,14 +114,16 @@ class Workbench:
 
   def split(self, target: str) -> Split:
     """Rows of the task that holds ``target`` out."""
-    return leave_one_domain_out(
-      self.dataset,
-      target,
-      split_seed=self.config["split_seed"],
-      val_fraction=self.config["data"]["val_fraction"],
-      sources=tuple(self.config["sources"]),
-      drop_unseen_classes=self.config["data"]["drop_unseen_classes"],
-    )
+    if target not in self._splits:
+      self._splits[target] = leave_one_domain_out(
+        self.dataset,
+        target,
+        split_seed=self.config["split_seed"],
+        val_fraction=self.config["data"]["val_fraction"],
+        sources=tuple(self.config["sources"]),
+        drop_unseen_classes=self.config["data"]["drop_unseen_classes"],
+      )
+    return self._splits[target]
 
   def setting(self, target: str) -> Setting:
     """Arrays of the task that holds ``target`` out."""
@@ -145,29 +156,35 @@ class Workbench:
         )
     return share
 
-  def task(self, split: Split) -> Task:
-    """Static facts for the method."""
-    share = self.per_domain(split)
+  def task(self, target: str) -> Task:
+    """Static facts for the method, of the task that holds ``target`` out."""
     return Task(
       modalities=self.dataset.modalities,
       num_classes=self.dataset.num_classes,
-      num_domains=len(split.sources),
+      num_domains=len(self.split(target).sources),
       num_samples=int(self.dataset.index.max()) + 1,
       total_steps=self.config["total_steps"],
-      steps_per_epoch=max(max(map(len, split.train.values())) // share, 1),
     )
 
-  def method(self, name: str, task: Task) -> Method:
-    """The method ``name`` (``"a+b"`` composes recipes)."""
-    return build_method(name, merge_recipes(name, self.config["recipes"]), task)
+  def method(self, name: str, target: str) -> Method:
+    """The method ``name`` (``"a+b"`` composes recipes) for a target."""
+    recipe = merge_recipes(name, self.config["recipes"])
+    return build_method(name, recipe, self.task(target))
 
-  def hyper(self, method: Method) -> dict[str, dict]:
-    """Default numeric hyperparameters of a run, as `TrainState` holds them."""
-    optimizer = self.config["optimizer"]
-    return {
-      "optimizer": {k: optimizer[k] for k in ("lr", "weight_decay")},
-      "method": method.hyper,
-    }
+  def check(self) -> None:
+    """Raises for anything wrong with data, network, tasks and methods.
+
+    Nothing is compiled, and nothing of it needs the device.
+    """
+    config = self.config
+    targets = (config["target"],) if config["target"] else self.targets()
+    methods = (config["method"],) if config["target"] else config["methods"]
+    check_space(config, self.dataset.modalities)
+    _ = self.network
+    for target in targets:
+      self.per_domain(self.split(target))
+      for method in methods:
+        self.method(method, target)
 
 
 def input_specs(dataset: Dataset) -> dict[str, InputSpec]:
@@ -184,10 +201,12 @@ def input_specs(dataset: Dataset) -> dict[str, InputSpec]:
 def _make_setting(dataset: Dataset, split: Split) -> Setting:
   train = list(split.train.values())
   val = list(split.val.values())
-  rows = np.concatenate([*val, split.test])
-  domain = np.concatenate(
-    [np.full(len(v), i) for i, v in enumerate(val)] + [np.full(len(split.test), -1)]
-  )
+  # Shuffled, so that the first block, on which embeddings are inspected, is a sample
+  # of all sources. Metrics do not depend on the order.
+  order = np.random.default_rng(0).permutation(sum(map(len, val)))
+  source = np.repeat(np.arange(len(val)), [len(v) for v in val])
+  rows = np.concatenate([np.concatenate(val)[order], split.test])
+  domain = np.concatenate([source[order], np.full(len(split.test), -1)])
   blocks, mask = eval_blocks(rows, _EVAL_BLOCK)
   padded = np.full(blocks.size, -1, np.int32)
   padded[: len(domain)] = domain
@@ -202,12 +221,13 @@ def _make_setting(dataset: Dataset, split: Split) -> Setting:
 
 
 def make_measure(metric: str, sources: tuple[str, ...]) -> Callable:
-  """Returns ``(logits, label, domain, where) -> metrics`` for `make_evaluate`.
+  """Returns ``(logits, label, domain, where) -> metrics`` for `make_summary`.
 
   Source validation (``val/...``, each source too) and target (``target/...``);
-  target rows are those with domain -1.
+  target rows are those with domain -1. Sources are numbered, so that one program
+  serves every held-out domain; `name_sources` puts in their names.
   """
-  headline = {"accuracy": plain_accuracy, "balanced_accuracy": balanced_accuracy}
+  headline = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}[metric]
 
   def measure(logits, label, domain, where):
     metrics = {}
@@ -216,10 +236,26 @@ def make_measure(metric: str, sources: tuple[str, ...]) -> Callable:
         metrics[f"{name}/{k}"] = v
     for i in range(len(sources)):
       rows = where & (domain == i)
-      metrics[f"val/source{i}/{metric}"] = headline[metric](logits, label, rows)
+      metrics[f"val/source{i}/{metric}"] = headline(logits, label, rows)
     return metrics
 
   return measure
+
+
+def name_sources(metrics: Mapping[str, Any], sources: Sequence[str]) -> dict[str, float]:
+  """Floats, with ``val/source0/...`` as ``val/<name of the source>/...``.
+
+  Example:
+    >>> name_sources({"val/nll": 1, "val/source0/accuracy": 0.5}, ["kitchen"])
+    {'val/nll': 1.0, 'val/kitchen/accuracy': 0.5}
+  """
+  names = {f"source{i}": name for i, name in enumerate(sources)}
+
+  def named(key: str) -> str:
+    split, *middle, metric = key.split("/")
+    return "/".join([split, *(names.get(part, part) for part in middle), metric])
+
+  return {named(key): float(value) for key, value in metrics.items()}
 
 
 def inspect_embeddings(embeddings, present) -> dict[str, Any]:

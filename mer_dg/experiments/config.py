@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+import math
 from typing import Any
 
 from mer_dg.data.cooccurrence import TARGET_PAIRINGS
-from mer_dg.methods import TERMS, MethodError, check_recipe, merge_recipes
+from mer_dg.methods import MethodError, check_recipe, merge_recipes, numeric_fields
 from mer_dg.networks import ENCODERS, FUSIONS
 from mer_dg.reporting.records import stable_hash
 from mer_dg.training.state import SCHEDULES
@@ -16,10 +16,11 @@ DATASETS = ("npz", "av_digits", "cooccurrence")
 DRIVERS = ("resident", "stream")
 METRICS = ("accuracy", "balanced_accuracy")
 
-# Fields that choose runs, not what a run is: two runs that differ in these only
-# belong into one table.
-_RUN_AXES = ("target", "targets", "method", "methods", "seed", "seeds", "wave",
-             "recipes", "search", "driver", "log_every")  # fmt: skip
+# Fields that choose runs, or how they are run, not what a run is: two runs that differ
+# in these only belong into one table. Where the data lies is one of them, too: records
+# carry a hash of its content.
+_RUN_AXES = ("target", "targets", "method", "methods", "seed", "seeds", "split_seed",
+             "wave", "recipes", "search", "driver", "log_every")  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -33,27 +34,27 @@ def _one_of(*allowed) -> Check:
   return lambda v: "" if v in allowed else f"one of {allowed}"
 
 
-def _integer(low: int) -> Check:
-  fine = lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
-  return lambda v: "" if fine(v) else f"an integer of at least {low}"
+def _integer(low: int, high: int = 2**31 - 1) -> Check:
+  fine = lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
+  return lambda v: "" if fine(v) else f"an integer in [{low}, {high}]"
 
 
 def _number(low: float, high: float = math.inf, *, open_low=False) -> Check:
   def check(v):
-    fine = isinstance(v, (int, float)) and not isinstance(v, bool)
+    fine = isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
     fine = fine and (low < v if open_low else low <= v) and v <= high
     return "" if fine else f"a number in {'(' if open_low else '['}{low}, {high}]"
 
   return check
 
 
-def _each(check: Check, *, least: int = 0) -> Check:
+def _each(check: Check, *, least: int = 0, unique: bool = True) -> Check:
   def check_all(v):
-    if not isinstance(v, (tuple, list)) or len(v) < least:
-      return f"a tuple of at least {least}, each {check(None) or 'anything'}"
-    if len(set(v)) != len(v):
-      return "a tuple without repeats"
-    return next((f"a tuple, each {check(x)}" for x in v if check(x)), "")
+    if not isinstance(v, tuple | list) or len(v) < least:
+      return f"a tuple of at least {least}, each {check(None)}"
+    if any(check(x) for x in v):
+      return f"a tuple, each {check(None)}"
+    return "a tuple without repeats" if unique and len(set(v)) != len(v) else ""
 
   return check_all
 
@@ -61,7 +62,7 @@ def _each(check: Check, *, least: int = 0) -> Check:
 _TEXT: Check = lambda v: "" if isinstance(v, str) else "a string"
 _NAMES = _each(_TEXT)
 _BOOL: Check = lambda v: "" if isinstance(v, bool) else "True or False"
-_ANY: Check = lambda v: ""
+_GROUP: Check = lambda v: "" if isinstance(v, Mapping) else "a group of fields"
 _RATE = lambda v: "" if _number(0.0)(v) == "" and v < 1 else "a number in [0, 1)"
 
 SCHEMA: dict[str, Any] = {
@@ -87,16 +88,16 @@ SCHEMA: dict[str, Any] = {
     "val_fraction": _number(0.0, 0.9, open_low=True),
     "drop_unseen_classes": _BOOL,
     "audio": _one_of("logmel", "waveform"),
-    # The generator checks its own knobs.
+    # How the knobs must fit each other is checked by the generator.
     "cooccurrence": {
       "num_classes": _integer(2),
       "num_domains": _integer(2),
-      "strengths": _ANY,
-      "widths": _ANY,
+      "strengths": _each(_number(0.0), least=2, unique=False),
+      "widths": _each(_integer(1), least=2, unique=False),
       "pairing": _number(0.0, 1.0),
       "target_pairing": _one_of(*TARGET_PAIRINGS),
       "nuisance_scale": _number(0.0),
-      "noise": _ANY,
+      "noise": _each(_number(0.0), least=2, unique=False),
       "train_per_domain": _integer(1),
       "val_per_domain": _integer(1),
       "test_per_domain": _integer(1),
@@ -119,13 +120,16 @@ SCHEMA: dict[str, Any] = {
     "compute_dtype": _one_of("float32", "bfloat16"),
   },
   "optimizer": {
-    "lr": _number(0.0, 10.0, open_low=True),
+    "lr": _number(0.0, open_low=True),
     "weight_decay": _number(0.0, 10.0),
     "schedule": _one_of(*SCHEDULES),
   },
-  "recipes": _ANY,  # Checked by `check_recipe`.
-  "search": {"trials": _integer(0), "seeds": _each(_integer(0), least=1),
-             "space": _ANY},  # fmt: skip
+  "recipes": _GROUP,  # Checked by `check_recipe`.
+  "search": {
+    "trials": _integer(0),
+    "seeds": _each(_integer(0), least=1),
+    "space": _GROUP,  # Checked by `check_space`.
+  },
 }
 
 
@@ -144,33 +148,40 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
   """
   config = as_dict(config)
   _walk(config, SCHEMA, "config")
-  for name in {config["method"], *config["methods"]}:
-    try:
-      recipe = merge_recipes(name, config["recipes"])
-      # The modalities are not known yet; per-modality weights wait for the data.
-      named = {t: _without_modality_weights(f) for t, f in recipe.items()}
-      check_recipe(name, named)
-    except MethodError as error:
-      raise ConfigError(str(error)) from error
+  try:
+    # Modalities are not known yet; the workbench checks again with their names.
+    for name, recipe in config["recipes"].items():
+      check_recipe(name, recipe)
+  except MethodError as error:
+    raise ConfigError(str(error)) from error
+  for field, names in (("method", [config["method"]]), ("methods", config["methods"])):
+    for name in names:
+      try:
+        check_recipe(name, merge_recipes(name, config["recipes"]))
+      except MethodError as error:
+        raise ConfigError(f"config.{field}={config[field]!r}: {error}") from error
   if config["eval_every"] % config["log_every"]:
     raise ConfigError(
       f"config.log_every={config['log_every']} must divide "
       f"config.eval_every={config['eval_every']}."
     )
-  if config["target"] and config["target"] in config["sources"]:
+  field = "target" if config["target"] else "targets"
+  for target in [config["target"]] if config["target"] else config["targets"]:
+    if target in config["sources"]:
+      raise ConfigError(
+        f"config.{field}: {target!r} is also one of config.sources={config['sources']}."
+      )
+  if config["driver"] == "stream" and not config["target"]:
     raise ConfigError(
-      f"config.target={config['target']!r} is also one of "
-      f"config.sources={config['sources']}."
+      "config.driver='stream' trains one run: name the held-out domain after the "
+      "config file (configs/x.py:DOMAIN); the table is 'resident'."
     )
-  _check_search(config)
+  _check_seeds(config)
+  check_space(config)
   return config
 
 
-def _without_modality_weights(fields: Mapping) -> dict:
-  return {k: v for k, v in fields.items() if not k.startswith("weight_")}
-
-
-def _check_search(config) -> None:
+def _check_seeds(config) -> None:
   search = config["search"]
   shared = set(search["seeds"]) & {config["seed"], *config["seeds"]}
   if search["trials"] and shared:
@@ -178,19 +189,56 @@ def _check_search(config) -> None:
       f"config.search.seeds={search['seeds']} and config.seeds share {sorted(shared)}: "
       "the seeds of the table must be fresh."
     )
-  for method, space in search["space"].items():
-    for name, bounds in space.items():
-      field = f"config.search.space.{method}[{name!r}]"
-      term, _, number = name.partition(".")
-      known = term == "optimizer" and number in ("lr", "weight_decay")
-      known = known or (term in TERMS and number in TERMS[term].numeric)
-      if not known:
+
+
+def check_space(config: Mapping[str, Any], modalities=None) -> None:
+  """Checks ``config.search.space``, ``{method: {term: {number: (low, high)}}}``.
+
+  Args:
+    config: The config as a dict.
+    modalities: Names of the modalities; None while they are not known lets any
+      ``weight_<modality>`` pass.
+
+  Raises:
+    ConfigError: A method, term or number that does not exist, or bounds that are
+      none; the message names the field.
+  """
+  for method, terms in config["search"]["space"].items():
+    where = f"config.search.space.{method}"
+    try:
+      recipe = {"fused": {}, **merge_recipes(method, config["recipes"])}
+    except MethodError as error:
+      raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(terms, Mapping):
+      raise ConfigError(f"{where}={terms!r} must be a group of terms.")
+    for term, numbers in terms.items():
+      if term not in recipe and term != "optimizer":
         raise ConfigError(
-          f"{field}: no such number; terms are {tuple(TERMS)}, or optimizer.lr, "
-          "optimizer.weight_decay."
+          f"{where}.{term} is no term of the method; it has {(*recipe, 'optimizer')}."
         )
-      if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-        raise ConfigError(f"{field}={bounds} must be (low, high) with 0 < low <= high.")
+      if not isinstance(numbers, Mapping):
+        raise ConfigError(f"{where}.{term}={numbers!r} must be a group of numbers.")
+      named = [n.removeprefix("weight_") for n in numbers if n.startswith("weight_")]
+      allowed = _searchable(recipe, term, named if modalities is None else modalities)
+      for number, bounds in numbers.items():
+        field = f"{where}.{term}.{number}"
+        if number not in allowed:
+          raise ConfigError(f"{field} is not one of {tuple(allowed)}.")
+        low, high = allowed[number]
+        fine = isinstance(bounds, tuple | list) and len(bounds) == 2
+        fine = fine and not any(_number(low, high)(b) for b in bounds)
+        if not fine or not 0 < bounds[0] <= bounds[1]:
+          raise ConfigError(
+            f"{field}={bounds!r} must be (low, high), 0 < low <= high, within "
+            f"[{low}, {high}]."
+          )
+
+
+def _searchable(recipe, term: str, modalities) -> dict[str, tuple[float, float]]:
+  if term == "optimizer":
+    return {"lr": (0.0, math.inf), "weight_decay": (0.0, 10.0)}
+  numeric = numeric_fields(term, recipe[term], modalities)
+  return {name: (number.low, number.high) for name, number in numeric.items()}
 
 
 def _walk(config, schema, path: str) -> None:
@@ -211,15 +259,17 @@ def _walk(config, schema, path: str) -> None:
       raise ConfigError(f"{field}={config[name]!r} must be {wrong}.")
 
 
-def as_dict(config) -> dict[str, Any]:
+def as_dict(config) -> Any:
   """Nested dicts and lists of JSON values."""
   if hasattr(config, "items"):
     return {str(k): as_dict(v) for k, v in config.items()}
-  if isinstance(config, (tuple, list)):
+  if isinstance(config, tuple | list):
     return [as_dict(v) for v in config]
   return config
 
 
 def protocol_hash(config: Mapping[str, Any]) -> str:
   """Hash of all that two runs of one table share (not methods, seeds, targets)."""
-  return stable_hash({k: v for k, v in as_dict(config).items() if k not in _RUN_AXES})
+  shared = {k: v for k, v in as_dict(config).items() if k not in _RUN_AXES}
+  shared["data"] = {k: v for k, v in shared["data"].items() if k != "path"}
+  return stable_hash(shared)

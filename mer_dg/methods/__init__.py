@@ -6,6 +6,7 @@ from mer_dg.methods.method import (
   build_method,
   check_recipe,
   merge_recipes,
+  numeric_fields,
 )
 from mer_dg.methods.term import Context, Numeric, Task, Term, TermSpec, stateless
 from mer_dg.methods.terms import TERMS
@@ -22,5 +23,6 @@ __all__ = [
   "build_method",
   "check_recipe",
   "merge_recipes",
+  "numeric_fields",
   "stateless",
 ]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.methods.term import Context, Numeric, Task, Term
-from mer_dg.methods.terms import PER_MODALITY_WEIGHT, TERMS
+from mer_dg.methods.terms import TERMS
 
 # {term: {option or number: value}}: what a config writes down.
 Recipe = Mapping[str, Mapping[str, Any]]
@@ -29,11 +29,13 @@ class Method:
     terms: ``{term name: Term}``.
     hyper: ``{term name: {number: float}}``, the default numeric
       hyperparameters; training keeps them in its state so that runs may differ.
+    words: ``{term name: {option: value}}``, the static choices.
   """
 
   name: str
   terms: Mapping[str, Term]
   hyper: dict[str, dict[str, float]]
+  words: dict[str, dict[str, Any]]
 
   def init_state(self) -> dict[str, Any]:
     """State of all terms before the first step."""
@@ -95,37 +97,80 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
     {'fused': {'weight': 1.0}}
   """
   check_recipe(name, recipe, task.modalities)
-  recipe = {"fused": {}, **recipe}
-  terms, hyper = {}, {}
-  for term, fields in recipe.items():
-    spec = TERMS[term]
-    options = {
-      k: fields.get(k, allowed[0]) for k, allowed in spec.options.items()
+  terms, hyper, words = {}, {}, {}
+  for term, fields in {"fused": {}, **recipe}.items():
+    words[term] = _options(term, fields)
+    hyper[term] = {
+      k: float(fields.get(k, n.default))
+      for k, n in numeric_fields(term, fields, task.modalities).items()
     }
-    numeric = _numeric(term, task.modalities)
-    hyper[term] = {k: float(fields.get(k, n.default)) for k, n in numeric.items()}
-    terms[term] = spec.make(task, options)
-  return Method(name, terms, hyper)
+    terms[term] = TERMS[term].make(task, words[term])
+  return Method(name, terms, hyper, words)
 
 
-def check_recipe(name: str, recipe: Recipe, modalities=()) -> None:
-  """Raises a `MethodError` for anything in a recipe that is not allowed."""
+def check_recipe(name: str, recipe: Recipe, modalities=None) -> None:
+  """Raises a `MethodError` for anything in a recipe that is not allowed.
+
+  Args:
+    name: Name of the recipe, for messages.
+    recipe: The recipe.
+    modalities: Names that ``weight_<modality>`` may use; None while they are not
+      known lets any name pass.
+  """
+  if not isinstance(recipe, Mapping):
+    raise MethodError(f"config.recipes.{name}={recipe!r} must be a group of terms.")
   for term, fields in recipe.items():
     where = f"config.recipes.{name}.{term}"
     if term not in TERMS:
       raise MethodError(f"{where}: {term!r} is not one of {tuple(TERMS)}.")
-    spec, numeric = TERMS[term], _numeric(term, modalities)
+    if not isinstance(fields, Mapping):
+      raise MethodError(f"{where}={fields!r} must be a group of fields.")
+    spec = TERMS[term]
+    for field in (f for f in fields if f in spec.options):
+      if fields[field] not in spec.options[field]:
+        raise MethodError(
+          f"{where}.{field}={fields[field]!r} is not one of {spec.options[field]}."
+        )
+    if modalities is None and spec.per_modality_weight:
+      named = [f.removeprefix("weight_") for f in fields if f.startswith("weight_")]
+      numeric = numeric_fields(term, fields, named)
+    else:
+      numeric = numeric_fields(term, fields, modalities or ())
     for field, value in fields.items():
-      if field in spec.options:
-        if value not in spec.options[field]:
-          raise MethodError(
-            f"{where}.{field}={value!r} is not one of {spec.options[field]}."
-          )
-      elif field in numeric:
+      if field in numeric:
         _check_number(f"{where}.{field}", value, numeric[field])
-      else:
+      elif field in spec.only:
+        option, values = spec.only[field]
+        raise MethodError(
+          f"{where}.{field}={value!r} has no effect with "
+          f"{option}={_options(term, fields)[option]!r}; it belongs to {values}."
+        )
+      elif field not in spec.options:
         known = (*spec.options, *numeric)
-        raise MethodError(f"{where}: unknown field {field!r}; it has {known}.")
+        raise MethodError(f"{where}.{field}: no such field; the term has {known}.")
+
+
+def numeric_fields(term: str, fields: Mapping, modalities) -> dict[str, Numeric]:
+  """The numbers that a term has, given its words.
+
+  Args:
+    term: A name in `TERMS`.
+    fields: Its fields in a recipe; only words are looked at.
+    modalities: Names of the modalities.
+
+  Example:
+    >>> sorted(numeric_fields("mer", {"estimator": "kde"}, ["a"]))
+    ['bandwidth', 'ramp', 'start', 'weight', 'weight_a']
+  """
+  spec, words = TERMS[term], _options(term, fields)
+  numeric = {
+    name: number
+    for name, number in spec.numeric.items()
+    if name not in spec.only or words[spec.only[name][0]] in spec.only[name][1]
+  }
+  if spec.per_modality_weight:
+    numeric |= {f"weight_{m}": Numeric(1.0, 0.0, 1e4) for m in modalities}
+  return numeric
 
 
 def merge_recipes(names: str, recipes: Mapping[str, Recipe]) -> dict[str, dict]:
@@ -147,15 +192,12 @@ def merge_recipes(names: str, recipes: Mapping[str, Recipe]) -> dict[str, dict]:
   return merged
 
 
-def _numeric(term: str, modalities) -> dict[str, Numeric]:
-  numeric = dict(TERMS[term].numeric)
-  if term in PER_MODALITY_WEIGHT:
-    numeric |= {f"weight_{m}": Numeric(1.0, 0.0, 1e4) for m in modalities}
-  return numeric
+def _options(term: str, fields: Mapping) -> dict[str, Any]:
+  return {k: fields.get(k, v[0]) for k, v in TERMS[term].options.items()}
 
 
 def _check_number(field: str, value, spec: Numeric) -> None:
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
+  if isinstance(value, bool) or not isinstance(value, int | float):
     raise MethodError(f"{field}={value!r} must be a number.")
   if not spec.low <= value <= spec.high:
     raise MethodError(f"{field}={value!r} must lie in [{spec.low}, {spec.high}].")

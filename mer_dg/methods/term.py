@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ TermResult = tuple[jax.Array, Any, dict[str, jax.Array]]
 
 
 class Task(NamedTuple):
-  """Static facts of a training task.
+  """Static facts of a training task; runs that share them share a program.
 
   Attributes:
     modalities: Names, in the order of the config.
@@ -21,7 +22,6 @@ class Task(NamedTuple):
     num_domains: S, the number of source domains.
     num_samples: N, the number of stable sample ids (for tables over samples).
     total_steps: Length of training, for schedules.
-    steps_per_epoch: Steps until the smallest shuffled epoch ends.
   """
 
   modalities: tuple[str, ...]
@@ -29,7 +29,6 @@ class Task(NamedTuple):
   num_domains: int
   num_samples: int
   total_steps: int
-  steps_per_epoch: int = 1
 
 
 class Context(NamedTuple):
@@ -80,11 +79,17 @@ class TermSpec(NamedTuple):
     make: ``(task, options) -> Term`` for static ``options``.
     numeric: ``{name: Numeric}``; every term also has ``weight``.
     options: ``{name: allowed values}``; the first one is the default.
+    only: ``{number: (option, values)}``: numbers that exist for these values of
+      an option only. Elsewhere they would be without effect, hence an error.
+    per_modality_weight: Whether the term also has the numbers
+      ``weight_<modality>``, which default to 1.
   """
 
   make: Callable[[Task, Mapping[str, Any]], Term]
   numeric: Mapping[str, Numeric]
   options: Mapping[str, tuple[Any, ...]]
+  only: Mapping[str, tuple[str, tuple[Any, ...]]] = types.MappingProxyType({})
+  per_modality_weight: bool = False
 
 
 def stateless(loss: Callable[[Any, Any, Context], tuple]) -> Term:

@@ -17,6 +17,12 @@ _FEATURES = ("embedding", "projector")
 # What is done to the rows first. "unit": to the unit sphere. "standardize": per
 # dimension over the batch, so that scale cannot buy entropy.
 _NORMALIZE = ("none", "unit", "standardize")
+# Numbers that one estimator has and the others have not. The kernel width is in the
+# units of the (normalised) features; the two weights are the parts of the released loss.
+_ESTIMATOR_NUMBERS = {
+  "kde": ("bandwidth",),
+  "logdet": ("marginal_weight", "spectral_weight"),
+}
 
 
 def _fused(task: Task, options: Mapping[str, Any]) -> Term:
@@ -27,7 +33,7 @@ def _fused(task: Task, options: Mapping[str, Any]) -> Term:
     del context
     correct = jnp.argmax(outputs.logits, axis=-1) == batch["label"]
     return cross_entropy(outputs.logits, batch["label"], where=batch["mask"]), {
-      "train/accuracy": masked_mean(correct, batch["mask"])
+      "accuracy": masked_mean(correct, batch["mask"])
     }
 
   return stateless(loss)
@@ -52,37 +58,37 @@ def _unimodal(task: Task, options: Mapping[str, Any]) -> Term:
 
 def _mer(task: Task, options: Mapping[str, Any]) -> Term:
   """MER-DG: negative entropy of each modality's features (Sec. 2 of the paper)."""
-  estimator, scope = options["estimator"], options["scope"]
+  estimator = options["estimator"]
 
-  def regularizer(features, where, hyper):
-    weights = {m: hyper[f"weight_{m}"] for m in task.modalities}
-    if estimator == "kde":
-      extra = {"bandwidth": hyper["bandwidth"]}
-    else:
-      extra = {k: hyper[k] for k in ("marginal_weight", "spectral_weight")}
-    return entropy.entropy_regularizer(
-      features, estimator=estimator, weights=weights, where=where, **extra
+  def regularizer(z, where, hyper):
+    """Loss and nats of one modality over the rows in ``where``."""
+    extra = {k: hyper[k] for k in _ESTIMATOR_NUMBERS[estimator]}
+    value, nats = entropy.entropy_regularizer(
+      {"z": z}, estimator=estimator, where={"z": where}, **extra
     )
+    return value, nats["z"]
 
   def loss(outputs, batch, context: Context):
-    hyper, present = context.hyper, batch["present"]
-    source = outputs.embeddings
-    if options["apply_to"] == "projector":
-      source = outputs.projections
-    features = {
-      m: _normalize(source[m].astype(jnp.float32), present[m], options["normalize"])
-      for m in task.modalities
-    }
-    if scope == "batch":
-      value, nats = regularizer(features, present, hyper)
-    else:
-      value, nats = _per_domain(
-        lambda where: regularizer(features, where, hyper), batch, task.num_domains
-      )
+    hyper, value, logged = context.hyper, jnp.float32(0.0), {}
+    projector = options["apply_to"] == "projector"
+    source = outputs.projections if projector else outputs.embeddings
+    for m in task.modalities:
+      where = batch["present"][m]
+      z = _normalize(source[m].astype(jnp.float32), where, options["normalize"])
+      if options["scope"] == "batch":
+        one, nats = regularizer(z, where, hyper)
+      else:
+        one, nats = _per_domain(
+          lambda rows, z=z: regularizer(z, rows, hyper),
+          batch["domain"],
+          where,
+          task.num_domains,
+        )
+      value += hyper[f"weight_{m}"] * one
+      logged[f"entropy/{m}"] = nats
     progress = (context.step + 1) / task.total_steps
     ramp = (progress - hyper["start"]) / jnp.maximum(hyper["ramp"], 1e-6)
-    value = value * jnp.clip(ramp, 0.0, 1.0)
-    return value, {f"entropy/{m}": h for m, h in nats.items()}
+    return value * jnp.clip(ramp, 0.0, 1.0), logged
 
   return stateless(loss)
 
@@ -102,16 +108,12 @@ def _normalize(z: jax.Array, where: jax.Array, how: str) -> jax.Array:
   return (z - mean) * jax.lax.rsqrt(variance + 1e-6)
 
 
-def _per_domain(regularizer, batch, num_domains: int):
-  """Mean of the regulariser over the source domains with at least two rows."""
-  member = batch["domain"][None, :] == jnp.arange(num_domains)[:, None]
-  where = {m: member & p[None, :] for m, p in batch["present"].items()}
-  values, nats = jax.vmap(regularizer)(where)
-  # A domain counts where at least one modality of it has two rows.
-  rows = jnp.stack([jnp.sum(w, axis=-1) for w in where.values()])
-  enough = jnp.max(rows, axis=0) >= 2
-  mean = lambda v: masked_mean(v, enough)
-  return mean(values), jax.tree.map(mean, nats)
+def _per_domain(regularizer, domain, where, num_domains: int):
+  """Mean of ``where -> values`` over the source domains with at least two rows."""
+  member = domain[None, :] == jnp.arange(num_domains)[:, None]
+  rows = member & where[None, :]  # [S, B]
+  enough = jnp.sum(rows, axis=-1) >= 2
+  return jax.tree.map(lambda v: masked_mean(v, enough), jax.vmap(regularizer)(rows))
 
 
 # Weights and widths below this range are noise; above it they are a typo.
@@ -124,9 +126,7 @@ TERMS: dict[str, TermSpec] = {
     _mer,
     {
       "weight": Numeric(0.1, 0.0, 1e4),
-      # Kernel width in the units of the (normalised) features; "kde" only.
       "bandwidth": Numeric(1.0, 1e-6, 1e6),
-      # The two parts of the released loss; "logdet" only.
       "marginal_weight": _WEIGHT,
       "spectral_weight": _WEIGHT,
       # Share of training before the term starts, and over which it then ramps up.
@@ -134,13 +134,16 @@ TERMS: dict[str, TermSpec] = {
       "ramp": Numeric(0.0, 0.0, 1.0),
     },
     {
-      "estimator": ("kde", "logdet"),
+      "estimator": tuple(_ESTIMATOR_NUMBERS),
       "apply_to": _FEATURES,
       "normalize": _NORMALIZE,
       "scope": ("batch", "per_domain"),
     },
+    only={
+      number: ("estimator", (estimator,))
+      for estimator, numbers in _ESTIMATOR_NUMBERS.items()
+      for number in numbers
+    },
+    per_modality_weight=True,
   ),
 }
-
-# Terms whose weight can be scaled per modality, by a numeric `weight_<modality>`.
-PER_MODALITY_WEIGHT = ("mer",)

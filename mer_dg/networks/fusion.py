@@ -224,7 +224,8 @@ class Bottleneck(nn.Module):
   The bottleneck tokens attend to the modality tokens, then each of those attends to
   them: ``x_m + s_m attention(x_m, bottleneck)``, layer-normed, and averaged over the
   present modalities. Single-head attention without projections and without the
-  ``1 / sqrt(d)`` scale; ``s_m`` starts at zero, i.e. without exchange.
+  ``1 / sqrt(d)`` scale; ``s_m`` starts at zero, i.e. without exchange, and the tokens
+  start small, i.e. attending to all modalities alike.
 
   References:
     Nagrani et al., Attention Bottlenecks for Multimodal Fusion, 2021 (idea); the
@@ -239,7 +240,7 @@ class Bottleneck(nn.Module):
   def __call__(self, z: list[jax.Array], present: jax.Array) -> jax.Array:
     x = _tokens(z, present, self.features, self.dtype)  # [B, M, F]
     latents = self.param(
-      "tokens", initialization.constant(1.0), (self.num_tokens, self.features)
+      "tokens", initialization.constant(0.02), (self.num_tokens, self.features)
     ).astype(self.dtype)
     scale = self.param("scale", nn.initializers.zeros, (len(z),)).astype(self.dtype)
     weights = _masked_softmax(

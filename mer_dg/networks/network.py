@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import math
 from typing import Any
-import zlib
 
 from flax import linen as nn
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from mer_dg.networks import encoders, heads, initialization, types
 from mer_dg.networks import fusion as fusion_lib
+from mer_dg.networks.preparation import keep_modalities, named_key, prepare_input
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -100,8 +100,8 @@ def make_network(
     raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {COMPUTE_DTYPES}.")
   if not input_clip > 0:
     raise ValueError(f"input_clip={input_clip} must be > 0.")
-  encoder = _per_modality("encoder", encoder, modalities, "auto")
-  embedding_dim = _per_modality("embedding_dim", embedding_dim, modalities, 64)
+  encoder = _per_modality("encoder", encoder, modalities)
+  embedding_dim = _per_modality("embedding_dim", embedding_dim, modalities)
   widths = dict(
     hidden_dim=hidden_dim,
     fusion_dim=fusion_dim,
@@ -142,7 +142,6 @@ def make_network(
     dropout=dropout,
     dtype=compute_dtype,
   )
-  random_fuse = embedding_dropout > 0 or (dropout > 0 and fusion_module is not None)
 
   def init(key):
     params, scaling, z = {}, {}, []
@@ -173,35 +172,30 @@ def make_network(
   def encode(variables, m, x, present):
     scaling = jax.lax.stop_gradient(variables["scaling"][m])
     x, mask = prepare_input(specs[m], x, scaling, present, clip=input_clip)
-    return encoder_modules[m].apply(_params(variables, f"encoder_{m}"), x, mask)
+    return _run(encoder_modules[m], variables, f"encoder_{m}", x, mask)
 
   def fuse(variables, embeddings, present, *, train=False, key=None):
     _check_names("embeddings", embeddings, modalities)
     _check_names("present", present, modalities)
-    if train and random_fuse and key is None:
-      raise ValueError("key=None with train=True, but the fusion has dropout.")
     keep = jnp.stack([present[m] for m in modalities], axis=1)
     z = [
       jnp.where(keep[:, i, None], embeddings[m], 0) for i, m in enumerate(modalities)
     ]
     if train and embedding_dropout > 0:
       drop = nn.Dropout(embedding_dropout, deterministic=False)
-      keys = [named_key(key, f"embedding_dropout_{m}") for m in modalities]
+      keys = [_use_key(key, f"embedding_dropout_{m}") for m in modalities]
       z = [
         drop.apply({}, z_m, rngs={"dropout": k}) for z_m, k in zip(z, keys, strict=True)
       ]
     if fusion_module is None:
       logits = unimodal(variables, dict(zip(modalities, z, strict=True)))
       return fusion_lib.late_logits([logits[m] for m in modalities], keep)
-    rngs = {"dropout": named_key(key, "fusion")} if train and dropout > 0 else None
-    logits = fusion_module.apply(
-      _params(variables, "fusion"), z, keep, train=train, rngs=rngs
-    )
-    return logits.astype(jnp.float32)
+    rngs = {"dropout": _use_key(key, "fusion")} if train and dropout > 0 else None
+    return _run(fusion_module, variables, "fusion", z, keep, train=train, rngs=rngs)
 
   def unimodal(variables, embeddings):
     return {
-      m: head.apply(_params(variables, f"head_{m}"), embeddings[m]).astype(jnp.float32)
+      m: _run(head, variables, f"head_{m}", embeddings[m])
       for m in modalities
       if m in embeddings
     }
@@ -209,26 +203,20 @@ def make_network(
   def apply(variables, inputs, present, *, train=False, key=None):
     _check_names("inputs", inputs, modalities)
     _check_names("present", present, modalities)
-    if train and modality_dropout > 0 and key is None:
-      raise ValueError("key=None with train=True, but modality_dropout > 0.")
 
     def where_present(values):
-      return {
-        m: jnp.where(present[m][:, None], v, 0).astype(jnp.float32)
-        for m, v in values.items()
-      }
+      return {m: jnp.where(present[m][:, None], v, 0) for m, v in values.items()}
 
     embeddings = where_present(
       {m: encode(variables, m, inputs[m], present[m]) for m in modalities}
     )
     projections = {
-      m: projector.apply(_params(variables, f"projector_{m}"), embeddings[m])
-      for m in modalities
+      m: _run(projector, variables, f"projector_{m}", embeddings[m]) for m in modalities
     }
     kept = {m: present[m] for m in modalities}
     if train and modality_dropout > 0:
       keep = keep_modalities(
-        named_key(key, "modality_dropout"),
+        _use_key(key, "modality_dropout"),
         jnp.stack(list(kept.values()), axis=1),
         rate=modality_dropout,
       )
@@ -242,89 +230,6 @@ def make_network(
     return outputs, {}
 
   return types.Network(modalities, init, apply, fuse, unimodal)
-
-
-def prepare_input(
-  spec: types.InputSpec,
-  x: jax.Array,
-  scaling: Mapping[str, jax.Array],
-  present: jax.Array,
-  *,
-  clip: float,
-) -> tuple[jax.Array, jax.Array | None]:
-  """Casts, splits off the validity channel, scales, clips and zeroes missing rows.
-
-  Args:
-    spec: What ``x`` must look like; a sequence may have another length.
-    x: ``[B, *spec.shape]``, any real dtype.
-    scaling: ``center`` and ``inv_scale``, each ``[spec.channels]``.
-    present: bool ``[B]``.
-    clip: Largest magnitude of a scaled value.
-
-  Returns:
-    The scaled input, float32 without validity channel, and the mask ``[B, T]`` of valid
-    steps (``None`` if ``spec`` is not masked).
-
-  Raises:
-    ValueError: If the shape of ``x`` does not fit.
-
-  Example:
-    >>> scaling = {"center": jnp.array([1.0]), "inv_scale": jnp.array([2.0])}
-    >>> spec, present = types.InputSpec("vector", (1,)), jnp.array([True, False])
-    >>> x, _ = prepare_input(spec, jnp.array([[4], [5]]), scaling, present, clip=3.0)
-    >>> print(x.tolist())
-    [[3.0], [0.0]]
-  """
-  free = 1 if spec.kind == "sequence" else 0
-  if x.ndim != len(spec.shape) + 1 or x.shape[1 + free :] != spec.shape[free:]:
-    raise ValueError(
-      f"input of shape {x.shape} does not fit [B, *{spec.shape}] ({spec.kind})."
-    )
-  x = x.astype(jnp.float32)
-  mask = None
-  if spec.masked:
-    x, mask = x[..., :-1], (x[..., -1] > 0.5) & present[:, None]
-  shape = (1,) * (x.ndim - 1) + (-1,)
-  center, inv_scale = (scaling[k].reshape(shape) for k in ("center", "inv_scale"))
-  x = jnp.clip((x - center) * inv_scale, -clip, clip)
-  # Zeroing the input, and not only the embedding, keeps NaN out of the backward pass.
-  return jnp.where(present.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), mask
-
-
-def keep_modalities(key: jax.Array, present: jax.Array, *, rate: float) -> jax.Array:
-  """Modality dropout: which present modalities stay in the fusion.
-
-  Each present modality is dropped with probability ``rate``, independently; where that
-  would drop all, one of them, uniformly at random, stays. Nothing is rescaled.
-
-  Args:
-    key: Typed key.
-    present: bool ``[B, M]``.
-    rate: Probability in [0, 1).
-
-  Returns:
-    bool ``[B, M]``, a subset of ``present``; empty only where ``present`` is.
-
-  Example:
-    >>> present = jnp.array([[True, False]])
-    >>> print(keep_modalities(jax.random.key(0), present, rate=0.99))
-    [[ True False]]
-  """
-  u = jnp.where(present, jax.random.uniform(key, present.shape), -1.0)
-  # The largest u belongs to a uniformly random present modality.
-  last = jax.nn.one_hot(jnp.argmax(u, axis=1), present.shape[1], dtype=bool)
-  return present & ((u >= rate) | last)
-
-
-def named_key(key: jax.Array, name: str) -> jax.Array:
-  """The key for one named use; CRC-32, because ``hash`` of a str varies by process.
-
-  Example:
-    >>> a, b = (named_key(jax.random.key(0), name) for name in "ab")
-    >>> bool(a == b)
-    False
-  """
-  return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def count_parameters(variables: Mapping[str, Any]) -> dict[str, int]:
@@ -355,16 +260,26 @@ def describe(variables: Mapping[str, Any]) -> str:
   return "\n".join(f"{name:<{left}}  {n:>{right},}" for name, n in counts.items())
 
 
-def _params(variables, name):
-  return {"params": variables["params"][name]}
+def _run(module: nn.Module, variables, name: str, *args, **kwargs) -> jax.Array:
+  """Applies one top-level module; float32 whatever it computes in."""
+  out: Any = module.apply({"params": variables["params"][name]}, *args, **kwargs)
+  return out.astype(jnp.float32)
 
 
-def _per_modality(argument, value, modalities, default):
+def _use_key(key: jax.Array | None, name: str) -> jax.Array:
+  if key is None:
+    raise ValueError(f"key=None with train=True, but {name} needs one.")
+  return named_key(key, name)
+
+
+def _per_modality(argument, value, modalities):
   if not isinstance(value, Mapping):
     return dict.fromkeys(modalities, value)
-  if unknown := [m for m in value if m not in modalities]:
-    raise ValueError(f"{argument} names {unknown}, not among {modalities}.")
-  return {m: value.get(m, default) for m in modalities}
+  if set(value) != set(modalities):
+    raise ValueError(
+      f"{argument} names the modalities {tuple(value)}, expected {modalities}."
+    )
+  return {m: value[m] for m in modalities}
 
 
 def _check_names(argument, values, modalities):

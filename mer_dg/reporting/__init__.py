@@ -1,5 +1,6 @@
 """Records of evaluations, and the tables and plots made from them alone."""
 
+from mer_dg.reporting.files import write_atomic
 from mer_dg.reporting.formats import to_csv, to_latex, to_markdown
 from mer_dg.reporting.plots import (
   difference_plot,
@@ -37,5 +38,6 @@ __all__ = [
   "to_csv",
   "to_latex",
   "to_markdown",
+  "write_atomic",
   "write_report",
 ]

@@ -137,7 +137,7 @@ def caption(table: tables.Table) -> str:
     f"Target {table.metric.replace('_', ' ')} ({unit}) on {table.dataset} "
     f"({' + '.join(table.modalities)}), mean ± half the 95 % interval",
     RULE_LABELS[table.rule],
-    f"{_span(counts)} seeds per target and method",
+    f"{_span(counts)} seed{'s' * (max(counts) > 1)} per target and method",
     f"{_span(trials)} hyperparameter setting{'s' * (trials != [1])} tried per method",
     f"data version {table.data_version}",
     f"code {', '.join(_short(r) for r in table.revisions)}",

@@ -311,5 +311,8 @@ def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
   """Writes a file under a temporary name beside it and renames it."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   data = content.encode() if isinstance(content, str) else content
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  try:
+    temporary.write_bytes(data)
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)  # Left only if the write failed.

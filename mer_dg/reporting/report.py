@@ -53,9 +53,11 @@ def write_report(
   if not records:
     raise ValueError("Nothing to report: no records.")
   history = list(metrics_history or ())
+  groups = evaluation.group_by(records, _group)
+  for rows in groups.values():
+    evaluation.check_comparable(rows)  # All of them, before anything is written.
   folder = pathlib.Path(workdir) / "report"
   folder.mkdir(parents=True, exist_ok=True)
-  groups = evaluation.group_by(records, _group)
   text, built = [f"# {title}\n"], []
   for (dataset, modalities), rows in groups.items():
     name = ""

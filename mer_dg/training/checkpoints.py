@@ -7,15 +7,20 @@ deletes the newest step (the preservation policy below keeps both).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
-import warnings
 from pathlib import Path
 from typing import Any
+import warnings
 
 import jax
 import orbax.checkpoint as ocp
 
 _POLICY = ocp.checkpoint_managers
+
+
+class CheckpointError(ValueError):
+  """A checkpoint cannot be read; the message names it."""
 
 
 class Checkpoints:
@@ -26,7 +31,7 @@ class Checkpoints:
   Args:
     folder: Where the steps lie; made if absent.
     keep: Newest steps to keep, at least 2, so that one broken step still
-      leaves another; the best by score is kept besides.
+      leaves another; the best by rank is kept besides.
   """
 
   def __init__(self, folder: str | Path, *, keep: int = 2):
@@ -37,12 +42,12 @@ class Checkpoints:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    score = lambda metrics: metrics["score"]
+    rank = lambda metrics: tuple(metrics["rank"])
     options = ocp.CheckpointManagerOptions(
       preservation_policy=_POLICY.AnyPreservationPolicy(
-        [_POLICY.LatestN(self._keep), _POLICY.BestN(get_metric_fn=score, n=1)]
+        [_POLICY.LatestN(self._keep), _POLICY.BestN(get_metric_fn=rank, n=1)]
       ),
-      best_fn=score,
+      best_fn=rank,
       cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(self._folder, options=options)
@@ -53,23 +58,26 @@ class Checkpoints:
   def __exit__(self, *exc) -> None:
     self._manager.close()
 
-  def save(self, step: int, state: Any, meta: dict[str, Any], score: float) -> None:
+  def save(
+    self, step: int, state: Any, meta: dict[str, Any], rank: Sequence[float]
+  ) -> None:
     """Saves a step.
 
     Args:
       step: Its number; saving one that exists is a no-op.
       state: Pytree of arrays.
       meta: JSON object, such as the state of the data iterator.
-      score: Source-validation metric, larger is better; nan ranks last.
+      rank: Numbers from source validation, compared in order, larger is better;
+        nan ranks last. The earlier of two equal steps is the better one.
     """
     # orbax ranks nan as the best score there is.
-    score = score if math.isfinite(score) else -math.inf
+    rank = [r if math.isfinite(r) else -math.inf for r in rank]
     self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
       ),
-      metrics={"score": score},
+      metrics={"rank": [*rank, -step]},
     )
 
   def wait(self) -> None:
@@ -81,18 +89,33 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int | None:
-    """The saved step of the highest score, or None."""
+    """The saved step of the highest rank, or None."""
     return self._manager.best_step()
 
   def restore(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
-    """State and meta of one step; raises whatever orbax raises if it is broken."""
+    """State and meta of one step.
+
+    Args:
+      template: A state of the right structure, shapes, dtypes and sharding.
+      step: One of `steps`.
+
+    Raises:
+      CheckpointError: If the step cannot be read; says why.
+    """
     abstract = jax.tree.map(_abstract, template)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-      ),
-    )
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+        ),
+      )
+    except Exception as error:  # orbax raises a dozen types for a broken file.
+      reason = str(error).splitlines()[0][:200] if str(error) else ""
+      raise CheckpointError(
+        f"Checkpoint {self._folder / str(step)} cannot be read "
+        f"({type(error).__name__}: {reason})"
+      ) from error
     return restored["state"], restored["meta"]
 
   def restore_latest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -102,20 +125,16 @@ class Checkpoints:
     ``<folder>-broken`` with a warning, and the one before it is tried.
 
     Args:
-      template: A state of the right structure, shapes, dtypes and sharding.
+      template: As in `restore`.
     """
     found, broken = None, []
     for step in reversed(self.steps()):
       try:
         found = self.restore(template, step)
         break
-      except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else ""
+      except CheckpointError as error:
         warnings.warn(
-          f"Checkpoint {self._folder / str(step)} cannot be read "
-          f"({type(error).__name__}: {reason}); falling back to the one before it.",
-          RuntimeWarning,
-          stacklevel=2,
+          f"{error}; falling back to the one before it.", RuntimeWarning, stacklevel=2
         )
         broken.append(step)
     if broken:

@@ -44,6 +44,9 @@ class ResidentDriver:
   def seek(self, step: int, position: dict[str, Any]) -> None:
     """Nothing to do, see `position`."""
 
+  def close(self) -> None:
+    """Nothing to do."""
+
 
 class StreamDriver:
   """Batches from a host iterator, one step at a time.
@@ -66,8 +69,10 @@ class StreamDriver:
     """See `Driver`."""
     history = []
     for _ in range(steps):
-      # Dispatch is asynchronous: the next batch is read while this step runs.
+      # Dispatch is asynchronous: the next batch is read while this step runs. Waiting
+      # for the step before keeps the batches that wait on the device to two.
       state, metrics = self._one(state, next(self._stream))
+      jax.block_until_ready(history[-1:])
       history.append(metrics)
     return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *history)
 
@@ -79,3 +84,7 @@ class StreamDriver:
     """Restores the iterator."""
     del step
     self._stream.set_state(position["stream"].encode())
+
+  def close(self) -> None:
+    """Ends the threads that read ahead."""
+    self._stream.close()

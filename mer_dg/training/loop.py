@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -34,6 +34,10 @@ class Driver(Protocol):
     """Goes to the batch that follows ``step`` taken steps."""
     ...
 
+  def close(self) -> None:
+    """Ends what runs beside the loop."""
+    ...
+
 
 def fit(
   state: TrainState,
@@ -44,7 +48,7 @@ def fit(
   total_steps: int,
   log_every: int,
   eval_every: int,
-  score: str,
+  rank: Callable[[Mapping[str, float]], Sequence[float]],
   on_log: Callable[[int, Mapping[str, float]], None],
   on_eval: Callable[[int, Mapping[str, float]], None],
   on_resume: Callable[[int], None],
@@ -64,8 +68,9 @@ def fit(
     total_steps: When to stop.
     log_every: Steps between log lines; divides ``eval_every``.
     eval_every: Steps between evaluations and checkpoints.
-    score: The evaluation metric by which the best checkpoint is kept. It must
-      be a source-validation metric.
+    rank: ``evaluation -> numbers`` by which the best checkpoint is kept, larger is
+      better. It must look at source validation only, and is finite for a model
+      that predicts at all.
     on_log: Called with (step, mean metrics).
     on_eval: Called with (step, evaluation), before the checkpoint is saved.
     on_resume: Called with the step from which training goes on (0 for fresh).
@@ -75,7 +80,8 @@ def fit(
     The final state.
 
   Raises:
-    TrainingDiverged: If a metric is not finite; the last checkpoint is good.
+    TrainingDiverged: If a metric is not finite, or the validation of a state that
+      was about to be saved is not; the last checkpoint is good.
   """
   restored = checkpoints.restore_latest(state)
   if restored is not None:
@@ -98,9 +104,12 @@ def fit(
       on_log(step, means)
       if step % eval_every == 0 or step == total_steps:
         evaluation = dict(evaluate(state))
+        found = rank(evaluation)
+        if not np.all(np.isfinite(found)):
+          raise _diverged("the source validation", step, start, step)
         progress.note(step, evaluation)
         on_eval(step, evaluation)
-        checkpoints.save(step, state, {"data": driver.position()}, evaluation[score])
+        checkpoints.save(step, state, {"data": driver.position()}, found)
   checkpoints.wait()
   return state
 
@@ -108,10 +117,13 @@ def fit(
 def _check_finite(metrics: Mapping[str, np.ndarray], start: int) -> None:
   bad = first_nonfinite(metrics, start)
   if bad is not None:
-    step, name = bad
     length = len(next(iter(metrics.values())))
-    raise TrainingDiverged(
-      f"{name} stopped being finite at step {step} (steps {start + 1} to "
-      f"{start + length}). The last good checkpoint is kept; lower "
-      "config.optimizer.lr or the weight of that term and start again in a new workdir."
-    )
+    raise _diverged(bad[1], bad[0], start, start + length)
+
+
+def _diverged(what: str, step: int, start: int, stop: int) -> TrainingDiverged:
+  return TrainingDiverged(
+    f"{what} stopped being finite at step {step} (steps {start + 1} to {stop}). The "
+    "last good checkpoint is kept; lower config.optimizer.lr or the weight of that "
+    "term and start again in a new workdir."
+  )

@@ -27,6 +27,7 @@ class Progress:
       initial=done,
       desc=label or "train",
       unit="step",
+      unit_scale=total >= 100_000,
       dynamic_ncols=watched,
       mininterval=0.2 if watched else _QUIET_INTERVAL,
     )
@@ -49,9 +50,17 @@ class Progress:
     self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in shown.items()), False)
     self._bar.update(step - self._bar.n)
 
+  def name(self, label: str) -> None:
+    """Changes the name in front of the bar."""
+    self._bar.set_description(label, refresh=False)
+
+  def write(self, line: str) -> None:
+    """Prints a line above the bar."""
+    self._bar.write(line, file=sys.stderr)
+
   def note(self, step: int, evaluation: Mapping[str, float]) -> None:
     """Prints one line for an evaluation, above the bar."""
     wanted = ("val/accuracy", "target/accuracy")
     words = [f"{k} {100 * evaluation[k]:.1f}" for k in wanted if k in evaluation]
     words += [f"{k} {v:.3g}" for k, v in evaluation.items() if k.startswith("entropy/")]
-    self._bar.write(f"step {step}: " + "  ".join(words), file=sys.stderr)
+    self.write(f"step {step}: " + "  ".join(words))

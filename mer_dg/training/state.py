@@ -79,8 +79,7 @@ def make_optimizer(hyper, *, schedule: str, total_steps: int):
     optax.add_decayed_weights(hyper["weight_decay"]),
     optax.scale_by_adam(),
     optax.scale_by_schedule(decay),
-    optax.scale(-1.0),
-    optax.scale_by_learning_rate(hyper["lr"], flip_sign=False),
+    optax.scale_by_learning_rate(hyper["lr"]),
   )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mer_dg.data.arrays import Arrays, gather_batch, sample_batch
@@ -59,7 +60,9 @@ def make_train_step(
       )
       return loss, (new_constants, method_state, logged)
 
-    grads, (new_constants, method_state, logged), loss = _grad(loss_fn, state.params)
+    (loss, (new_constants, method_state, logged)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.params)
     optimizer = make_optimizer(
       state.hyper["optimizer"], schedule=schedule, total_steps=total_steps
     )
@@ -75,11 +78,6 @@ def make_train_step(
     return new_state, metrics
 
   return train_step
-
-
-def _grad(loss_fn, params):
-  (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-  return grads, aux, loss
 
 
 def make_resident_chunk(step: Step, *, per_domain: int, length: int):
@@ -102,43 +100,82 @@ def make_resident_chunk(step: Step, *, per_domain: int, length: int):
 
 
 def make_predict(network):
-  """Returns ``(state, batch) -> Outputs`` in evaluation mode."""
+  """Returns ``(variables, batch) -> Outputs`` in evaluation mode."""
 
-  def predict(state: TrainState, batch):
+  def predict(variables, batch):
     outputs, _ = network.apply(
-      state.variables, batch["inputs"], batch["present"], train=False, key=None
+      variables, batch["inputs"], batch["present"], train=False, key=None
     )
     return outputs
 
   return predict
 
 
-def make_evaluate(network, measure, inspect):
-  """Returns ``(arrays, rows, mask, domain, state) -> metrics`` for one set of rows.
+def make_summary(measure, inspect):
+  """Returns ``(logits, label, domain, where, embeddings, present) -> metrics``.
+
+  Args:
+    measure: ``(logits [n, K], label [n], domain [n], where [n]) -> metrics``.
+    inspect: ``(embeddings {m: [b, D]}, present {m: [b]}) -> metrics``; it is shown
+      the source rows among the first b rows.
+
+  Returns:
+    The summary of an evaluation from the outputs on all its rows; the first four
+    arguments may have any number of leading axes, ``embeddings`` and ``present``
+    are those of the first block.
+  """
+
+  def summary(logits, label, domain, where, embeddings, present) -> Metrics:
+    flat = (label.reshape(-1), domain.reshape(-1), where.reshape(-1))
+    metrics = measure(logits.reshape(-1, logits.shape[-1]), *flat)
+    source = flat[1][: len(next(iter(present.values())))] >= 0
+    return metrics | inspect(embeddings, {m: p & source for m, p in present.items()})
+
+  return summary
+
+
+def make_evaluate(network, summary):
+  """Returns ``(arrays, rows, mask, domain, variables) -> metrics`` for a set of rows.
 
   Args:
     network: A `Network`.
-    measure: ``(logits [n, K], label [n], domain [n], where [n]) -> metrics``.
-    inspect: ``(embeddings {m: [b, D]}, present {m: [b]}) -> metrics``, run on
-      the first block of rows only; None leaves it out.
+    summary: From `make_summary`.
 
   Returns:
-    The evaluation; ``rows``, ``mask`` and ``domain`` are ``[blocks, block]``.
+    The evaluation of data that lies on the device; ``rows``, ``mask`` and
+    ``domain`` are ``[blocks, block]``.
   """
   predict = make_predict(network)
 
-  def evaluate(arrays: Arrays, rows, mask, domain, state: TrainState) -> Metrics:
+  def evaluate(arrays: Arrays, rows, mask, domain, variables) -> Metrics:
     def one_block(block):
       batch = gather_batch(arrays, *block)
-      return predict(state, batch).logits, batch["label"]
+      return predict(variables, batch).logits, batch["label"]
 
     logits, label = jax.lax.map(one_block, (rows, domain, mask))
-    logits = logits.reshape(-1, logits.shape[-1])
-    metrics = measure(logits, label.reshape(-1), domain.reshape(-1), mask.reshape(-1))
-    if inspect is not None:
-      batch = gather_batch(arrays, rows[0], domain[0], mask[0])
-      metrics |= inspect(predict(state, batch).embeddings, batch["present"])
-    return metrics
+    first = gather_batch(arrays, rows[0], domain[0], mask[0])
+    embeddings = predict(variables, first).embeddings
+    return summary(logits, label, domain, mask, embeddings, first["present"])
+
+  return evaluate
+
+
+def make_streamed_evaluate(network, summary):
+  """`make_evaluate` for data that stays on the host; same arguments and metrics.
+
+  Not to be jitted: one block at a time goes to the device.
+  """
+  predict, summarize = jax.jit(make_predict(network)), jax.jit(summary)
+
+  def evaluate(arrays: Arrays, rows, mask, domain, variables) -> Metrics:
+    batches = (gather_batch(arrays, *b) for b in zip(rows, domain, mask, strict=True))
+    logits, label, first = [], [], None
+    for batch in batches:
+      outputs = predict(variables, batch)
+      first = first or (outputs.embeddings, batch["present"])
+      logits.append(outputs.logits)
+      label.append(batch["label"])
+    return summarize(jnp.stack(logits), np.stack(label), domain, mask, *first)
 
   return evaluate
 
@@ -152,10 +189,14 @@ def first_nonfinite(metrics, start: int) -> tuple[int, str] | None:
 
   Returns:
     ``(step, name)``, terms before their sum, or None if all are finite.
+
+  Example:
+    >>> first_nonfinite({"loss": np.array([0, np.nan])}, start=10)
+    (12, 'loss')
   """
   worst = None
   for name in sorted(metrics, key=lambda n: (not n.startswith("loss/"), n)):
-    bad = jnp.flatnonzero(~jnp.isfinite(jnp.asarray(metrics[name])))
+    bad = np.flatnonzero(~np.isfinite(metrics[name]))
     if bad.size and (worst is None or start + int(bad[0]) + 1 < worst[0]):
       worst = (start + int(bad[0]) + 1, name)
   return worst

@@ -1,45 +1,10 @@
 """Spoken + written digits: the reader on a made folder, then on the real one."""
 
-import csv
-
 import numpy as np
 import pytest
 
 from mer_dg.data.av_digits import DOMAINS, data_root, load_av_digits
 from mer_dg.data.dataset import DataError
-
-
-@pytest.fixture
-def folder(tmp_path):
-  """The layout of the real folder: 30 clips, 60 images, 30 pairs."""
-  rng = np.random.default_rng(0)
-  length = rng.integers(1000, 12_000, 30)
-  np.savez(
-    tmp_path / "fsdd.npz",
-    audio=rng.integers(-3000, 3000, length.sum()).astype(np.int16),
-    audio_offset=np.concatenate([[0], np.cumsum(length)]),
-    label=np.arange(30) % 10,
-    sample_rate=np.array(8000),
-  )
-  np.savez(
-    tmp_path / "digit_images.npz",
-    image=rng.integers(0, 256, (60, 16, 16)).astype(np.uint8),
-    label=np.arange(60) % 10,
-    domain_names=np.array(DOMAINS),
-  )
-  rows = [
-    {"domain": i // 10, "label": i % 10, "audio_index": i, "image_index": i + 30}
-    for i in range(30)
-  ]
-  _write_pairs(tmp_path, rows)
-  return tmp_path
-
-
-def _write_pairs(folder, rows):
-  with (folder / "avdigits_pairs.csv").open("w", newline="") as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
 
 
 @pytest.mark.parametrize(("audio", "width"), [("logmel", 40), ("waveform", 160)])
@@ -54,7 +19,7 @@ def test_made_folder(folder, audio, width):
     np.testing.assert_array_equal(dataset.inputs["image"][..., 0], file["image"][30:])
 
 
-def test_bad_pairs_are_explained(folder):
+def test_bad_pairs_are_explained(folder, write_pairs):
   good = [
     {"domain": i // 10, "label": i % 10, "audio_index": i, "image_index": i}
     for i in range(30)
@@ -66,7 +31,7 @@ def test_bad_pairs_are_explained(folder):
     ("label", "four", "needs the integer columns"),
     ("domain", 3, "domain is 3 in row 4"),
   ]:
-    _write_pairs(
+    write_pairs(
       folder,
       [
         {**r, column: value} if r["label"] == 4 and r["audio_index"] == 4 else r
@@ -75,7 +40,7 @@ def test_bad_pairs_are_explained(folder):
     )
     with pytest.raises(DataError, match=message):
       load_av_digits(folder)
-  _write_pairs(folder, [{"label": 0}])
+  write_pairs(folder, [{"label": 0}])
   with pytest.raises(DataError, match="needs the integer columns"):
     load_av_digits(folder)
 

@@ -74,6 +74,14 @@ def test_a_class_without_training_rows_is_never_predicted():
   assert np.isfinite(np.asarray(logits)).all()
 
 
+def test_classes_without_training_rows_do_not_change_the_others(digits):
+  x, y = digits
+  few = y < 3
+  alone = probabilities(x[few], y[few], num_classes=3)
+  among = probabilities(x[few], 2 * y[few], num_classes=10)
+  np.testing.assert_allclose(among[:, [0, 2, 4]], alone, atol=1e-4)
+
+
 def test_linear_probe_names_sets_and_judges_each():
   z = jnp.array([[-1.0], [-2.0], [1.0], [2.0]])
   y = jnp.array([0, 0, 1, 1])

@@ -1,0 +1,31 @@
+r"""Spoken + handwritten digits; a new pair of speakers and image source held out.
+
+  python main.py --config=configs/av_digits.py                  # table of all targets
+  python main.py --config=configs/av_digits.py:semeion --workdir=/tmp/semeion
+
+The data folder is config.data.path or the environment variable MER_DG_DATA;
+docs/data.md tells how to get it. Encoders train from log-mel frames (or, with
+--config.data.audio=waveform, from the waveform) and from pixels.
+Results with time and device: docs/results.md.
+"""
+
+from configs import common
+
+DOMAINS = ("mnist", "optdigits", "semeion")
+
+
+def get_config(target: str = ""):
+  if target and target not in DOMAINS:
+    raise ValueError(f"target={target!r} is not one of {DOMAINS}.")
+  c = common.get_config()
+  c.target = target
+  c.data.name = "av_digits"
+  c.total_steps = 600
+  c.eval_every = 200
+  return c
+
+
+def sweep(add):
+  for target in DOMAINS:
+    for seed in range(5):
+      add(config_arg=target, seed=seed)

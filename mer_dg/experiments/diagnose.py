@@ -1,0 +1,137 @@
+"""Fusion overfitting, measured: encoders trained jointly against trained alone.
+
+Every encoder is frozen after training and re-probed: a linear classifier is
+fitted on source training rows and judged on source validation and target. If
+joint training made the encoders lean on each other, the probes of jointly
+trained encoders, and the fused prediction itself, fall behind those of encoders
+that never saw another modality (MER-DG paper, Sec. 3; methods of Table 1 there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mer_dg.data.arrays import eval_blocks, gather_batch
+from mer_dg.evaluation.probe import linear_probe
+from mer_dg.experiments.build import Workbench
+from mer_dg.experiments.grid import Run, train_all
+from mer_dg.training.step import make_predict
+
+_BLOCK = 256
+
+# {(training, probed, target, seed): {"val": accuracy, "target": accuracy}}
+Probes = dict[tuple[str, str, str, int], dict[str, float]]
+
+
+def diagnose(bench: Workbench) -> Probes:
+  """Trains every method of the config, and each modality alone, and re-probes all.
+
+  Args:
+    bench: A workbench; its methods, targets and seeds are used.
+
+  Returns:
+    Accuracies in [0, 1]. ``training`` is a method name or "alone"; ``probed`` is
+    a modality, "all" (a probe on all embeddings side by side) or "fused" (the
+    trained network's own prediction; joint training only). The probe "all" of
+    "alone" is what encoders without any co-adaptation reach together.
+  """
+  config, probes = bench.config, {}
+  embedded: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+  modalities = bench.dataset.modalities
+
+  def collect(own: Workbench, training: str):
+    def on_states(program, runs, state):
+      found = _embed(own, runs, state)
+      for i, run in enumerate(runs):
+        rows = jax.tree.map(lambda a, i=i: a[i], found)
+        embedded.setdefault((training, run.target, run.seed), {}).update(rows)
+
+    return on_states
+
+  def fused(evaluations):
+    for e in evaluations:
+      if e.step == config["total_steps"]:
+        metric = config["metric"]
+        probes[e.run.method, "fused", e.run.target, e.run.seed] = {
+          "val": e.metrics[f"val/{metric}"],
+          "target": e.metrics[f"target/{metric}"],
+        }
+
+  cells = [(t, s) for t in bench.targets() for s in config["seeds"]]
+  for method in config["methods"]:
+    train_all(bench, [Run(method, *c) for c in cells], fused, collect(bench, method))
+  for m in modalities:
+    data = {**config["data"], "modalities": [m]}
+    own = Workbench({**config, "data": data, "methods": ["erm"]})
+    train_all(own, [Run("erm", *c) for c in cells], lambda _: None, collect(own, "alone"))
+  for (training, target, seed), z in embedded.items():
+    for probed in (*modalities, "all"):
+      names = modalities if probed == "all" else (probed,)
+      probes[training, probed, target, seed] = _probe(bench, target, z, names)
+  return probes
+
+
+def _embed(bench: Workbench, runs: Sequence[Run], state) -> dict[str, np.ndarray]:
+  """Embeddings of all rows of the dataset, ``{modality: [runs, N, D]}``."""
+  rows, mask = eval_blocks(np.arange(len(bench.dataset)), _BLOCK)
+  predict = make_predict(bench.network)
+
+  def one_run(state):
+    def block(rows_mask):
+      rows, mask = rows_mask
+      batch = gather_batch(bench.arrays, rows, jnp.zeros_like(rows), mask)
+      return predict(state, batch).embeddings
+
+    z = jax.lax.map(block, (rows, mask))
+    return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), z)
+
+  z = jax.jit(jax.vmap(one_run))(state)
+  return {m: np.asarray(a[:, : len(bench.dataset)]) for m, a in z.items()}
+
+
+def _probe(bench, target: str, z: Mapping[str, np.ndarray], names) -> dict[str, float]:
+  split = bench.split(target)
+  train = np.concatenate(list(split.train.values()))
+  joined = np.concatenate([z[m] for m in names], axis=1)
+  label = bench.dataset.label
+  pick = lambda rows: (joined[rows], label[rows], None)
+  val = np.concatenate(list(split.val.values()))
+  metric = bench.config["metric"]
+  found = linear_probe(
+    joined[train],
+    label[train],
+    {"val": pick(val), "target": pick(split.test)},
+    num_classes=bench.dataset.num_classes,
+  )
+  return {k: float(found[f"{k}/{metric}"]) for k in ("val", "target")}
+
+
+def to_markdown(probes: Probes) -> str:
+  """Mean and standard error over targets and seeds, one row per training."""
+  trainings = list(dict.fromkeys(key[0] for key in probes))
+  columns = list(dict.fromkeys(key[1] for key in probes))
+  lines = [
+    "| training | " + " | ".join(f"{c}: source → target" for c in columns) + " |",
+    "|" + " --- |" * (len(columns) + 1),
+  ]
+  for training in trainings:
+    cells = []
+    for column in columns:
+      rows = [v for k, v in probes.items() if k[:2] == (training, column)]
+      cells.append(_cell(rows))
+    lines.append(f"| {training} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def _cell(rows: Sequence[Mapping[str, float]]) -> str:
+  if not rows:
+    return "–"
+  val = 100 * np.array([r["val"] for r in rows])
+  target = 100 * np.array([r["target"] for r in rows])
+  error = target.std(ddof=1) / np.sqrt(len(target)) if len(target) > 1 else np.nan
+  return f"{val.mean():.1f} → {target.mean():.1f} ± {error:.1f}"

@@ -1,0 +1,112 @@
+"""What one run is: method, target, seed, hyperparameters; and its records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from mer_dg.experiments.build import Workbench
+from mer_dg.experiments.config import ConfigError, protocol_hash
+from mer_dg.reporting import Record, device_name, git_revision, make_record
+
+# Asked once, before training: git is another program, and starting one from a
+# process in which jax is busy is not safe.
+_git_revision = functools.cache(git_revision)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run of a table.
+
+  Attributes:
+    method: Method name.
+    target: Held-out domain.
+    seed: Seed of weights, data order and noise.
+    overrides: ``("term.number" or "optimizer.number", value)`` of a search trial.
+    trials: Number of settings that were tried to arrive at this one.
+  """
+
+  method: str
+  target: str
+  seed: int
+  overrides: tuple[tuple[str, float], ...] = ()
+  trials: int = 1
+
+  def __str__(self) -> str:
+    words = [f"{self.method}, target {self.target}, seed {self.seed}"]
+    return ", ".join(words + [f"{name} {value:.4g}" for name, value in self.overrides])
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Metrics of one run at one step; ``wall_time_s`` is that of the program so far."""
+
+  run: Run
+  step: int
+  metrics: Mapping[str, float]
+  wall_time_s: float
+
+
+def run_hyper(bench: Workbench, run: Run) -> dict[str, dict]:
+  """Numeric hyperparameters of a run, as `TrainState` holds them.
+
+  Raises:
+    ConfigError: If an override names a number that the method does not have.
+  """
+  optimizer = bench.config["optimizer"]
+  method = bench.method(run.method, run.target).hyper
+  hyper: dict[str, dict] = {
+    "optimizer": {k: float(optimizer[k]) for k in ("lr", "weight_decay")},
+    "method": {term: dict(numbers) for term, numbers in method.items()},
+  }
+  for name, value in run.overrides:
+    term, _, number = name.partition(".")
+    group = hyper["optimizer"] if term == "optimizer" else hyper["method"].get(term, {})
+    if number not in group:
+      raise ConfigError(f"override {name}: method {run.method!r} has no such number.")
+    group[number] = float(value)
+  return hyper
+
+
+def record_of(bench: Workbench, evaluation: Evaluation) -> Record:
+  """The record of an evaluation."""
+  run, config, dataset = evaluation.run, bench.config, bench.dataset
+  return make_record(
+    method=run.method,
+    target=run.target,
+    sources=bench.split(run.target).sources,
+    modalities=dataset.modalities,
+    dataset=dataset.name,
+    data_version=dataset.version,
+    seed=run.seed,
+    split_seed=config["split_seed"],
+    hyper=_flat(bench, run),
+    config_hash=protocol_hash(config),
+    trials=run.trials,
+    step=evaluation.step,
+    metrics=evaluation.metrics,
+    git_revision=_git_revision(),
+    wall_time_s=evaluation.wall_time_s,
+    device=device_name(),
+  )
+
+
+def run_id(bench: Workbench, run: Run) -> str:
+  """The ``run_id`` that the records of a run have."""
+  return record_of(bench, Evaluation(run, 0, {}, 0.0))["run_id"]
+
+
+def _flat(bench: Workbench, run: Run) -> dict[str, Any]:
+  """``{"term.number": value}``, and 1 for every ``"term.option=word"``.
+
+  With the words, equal ids mean equal methods, also across workdirs in whose
+  configs one name stands for two recipes.
+  """
+  hyper = run_hyper(bench, run)
+  groups = {"optimizer": hyper["optimizer"], **hyper["method"]}
+  flat = {f"{g}.{k}": v for g, numbers in groups.items() for k, v in numbers.items()}
+  for term, words in bench.method(run.method, run.target).words.items():
+    flat |= {f"{term}.{option}={word}": 1.0 for option, word in words.items()}
+  return flat

@@ -1,0 +1,186 @@
+"""One battery over all fusions, through the seam."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mer_dg.networks import fusion as fusion_lib
+from mer_dg.networks import make_network
+from mer_dg.networks.types import InputSpec
+
+KEY = jax.random.key(0)
+ROWS = 4
+NAMES = ("a", "b/c", "d e")
+
+
+def build(fusion, modalities, **kwargs):
+  """Modalities of different kinds and embedding widths."""
+  names = NAMES[:modalities]
+  shapes = ((3,), (5,), (2,))
+  network = make_network(
+    {m: InputSpec("vector", s) for m, s in zip(names, shapes)},
+    num_classes=3,
+    fusion=fusion,
+    embedding_dim={m: 4 + i for i, m in enumerate(names)},
+    hidden_dim=6,
+    fusion_dim=8,
+    classifier_dim=7,
+    projector_dim=5,
+    projection_dim=2,
+    **kwargs,
+  )
+  variables = jax.jit(network.init)(KEY)
+  # Away from zero initial values, so that no path is silent by accident.
+  leaves, treedef = jax.tree.flatten(variables["params"])
+  keys = jax.random.split(jax.random.key(1), len(leaves) or 1)
+  leaves = [
+    x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=False)
+  ]
+  variables["params"] = jax.tree.unflatten(treedef, leaves)
+  inputs = {
+    m: jax.random.normal(jax.random.fold_in(KEY, i), (ROWS, *s))
+    for i, (m, s) in enumerate(zip(names, shapes))
+  }
+  return network, variables, inputs
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 3])
+@pytest.mark.parametrize("fusion", fusion_lib.FUSIONS)
+def test_a_missing_modality_has_no_influence_and_no_gradient(fusion, modalities):
+  network, variables, inputs = build(fusion, modalities)
+  last = network.modalities[-1]
+  # Row 0 has all modalities, row 1 lacks the last one, row 2 has none (padding),
+  # row 3 has only the last one.
+  present = {m: jnp.array([True, m != last, False, m == last]) for m in inputs}
+
+  @jax.jit
+  def run(variables, inputs):
+    outputs, state = network.apply(
+      variables, inputs, present, train=True, key=jax.random.key(3)
+    )
+    again = network.fuse(
+      variables, outputs.embeddings, present, train=True, key=jax.random.key(3)
+    )
+    quiet, _ = network.apply(variables, inputs, present, train=False)
+    quiet_again = network.fuse(variables, quiet.embeddings, present, train=False)
+    assert state == {}
+    return outputs, again, quiet, quiet_again
+
+  def row_gradient(params, inputs, row):
+    def loss(params, inputs):
+      outputs, _ = network.apply(
+        {**variables, "params": params}, inputs, present, train=False
+      )
+      row_of = lambda x: x[row]
+      return sum(jnp.sum(row_of(leaf) ** 2) for leaf in jax.tree.leaves(outputs))
+
+    return jax.grad(loss, argnums=(0, 1))(params, inputs)
+
+  outputs, again, quiet, quiet_again = run(variables, inputs)
+  # fuse() repeats apply(), in training with the same key.
+  np.testing.assert_allclose(again, outputs.logits, atol=1e-6)
+  np.testing.assert_allclose(quiet_again, quiet.logits, atol=1e-6)
+  for leaf in jax.tree.leaves(outputs):
+    assert leaf.dtype == jnp.float32
+    assert np.all(np.isfinite(leaf))
+
+  # Content of what is missing: NaN instead of numbers changes not one bit.
+  hidden = {m: jnp.where(present[m][:, None], x, jnp.nan) for m, x in inputs.items()}
+  jax.tree.map(np.testing.assert_array_equal, run(variables, hidden)[0], outputs)
+
+  for values in outputs[:3]:
+    for m, value in values.items():
+      np.testing.assert_array_equal(value[~present[m]], 0.0)
+      assert np.all(np.any(value[present[m]] != 0, axis=-1))
+
+  # With the last modality missing: exactly zero gradient for all that belongs to it.
+  params, by_input = jax.jit(row_gradient, static_argnums=2)(
+    variables["params"], hidden, 1
+  )
+  for part in ("encoder", "projector", "head"):
+    for leaf in jax.tree.leaves(params[f"{part}_{last}"]):
+      np.testing.assert_array_equal(leaf, 0.0)
+  np.testing.assert_array_equal(by_input[last], 0.0)
+  for m in network.modalities[:-1]:
+    assert np.any(by_input[m][1] != 0)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(params[f"encoder_{m}"]))
+  # The other rows stay out of it.
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((params, by_input)))
+
+
+@pytest.mark.parametrize("fusion", fusion_lib.FUSIONS)
+def test_every_present_modality_moves_the_logits(fusion):
+  network, variables, inputs = build(fusion, 3)
+  present = {m: jnp.ones(ROWS, bool) for m in inputs}
+
+  @jax.jit
+  def logits(inputs):
+    return network.apply(variables, inputs, present, train=False)[0].logits
+
+  base = logits(inputs)
+  for m, x in inputs.items():
+    assert np.all(np.any(np.abs(logits({**inputs, m: x + 1}) - base) > 1e-5, axis=1))
+
+
+def test_late_fusion_is_the_mean_log_probability():
+  network, variables, inputs = build("late", 3)
+  present = {m: jnp.array([True, i > 0, i == 2, False]) for i, m in enumerate(NAMES)}
+  outputs, _ = network.apply(variables, inputs, present, train=False)
+  for row, names in enumerate([NAMES, NAMES[1:], NAMES[2:]]):
+    log_p = [jax.nn.log_softmax(outputs.unimodal_logits[m][row]) for m in names]
+    np.testing.assert_allclose(outputs.logits[row], np.mean(log_p, axis=0), rtol=1e-5)
+  np.testing.assert_array_equal(outputs.logits[3], 0.0)
+  assert variables["params"]["fusion"] == {}
+
+
+def test_lowrank_is_the_explicit_outer_product():
+  # Liu et al. eq. 3 with the weight tensor of eq. 4 written out, M = 2.
+  module = fusion_lib.LowRank(features=3, rank=2)
+  z = [jax.random.normal(KEY, (1, 4)), jax.random.normal(jax.random.key(1), (1, 5))]
+  present = jnp.ones((1, 2), bool)
+  shapes = jax.eval_shape(module.init, KEY, z, present)["params"]
+  params = jax.tree.map(
+    lambda s: jax.random.normal(jax.random.key(sum(s.shape)), s.shape), shapes
+  )
+  params = {k: getattr(v, "value", v) for k, v in params.items()}
+  params = jax.tree.map(lambda x: x, params, is_leaf=lambda x: hasattr(x, "unbox"))
+  from flax.core import meta  # Opens the boxes of initial deviations.
+
+  params = meta.unbox(params)
+  factors = [
+    np.concatenate(
+      [params[f"factor_{i}"]["kernel"], params[f"factor_{i}"]["bias"][None]]
+    ).reshape(-1, 2, 3)
+    for i in range(2)
+  ]
+  tensor = np.einsum("irf,jrf,r->ijf", *factors, params["rank_weights"])
+  ones = [np.append(z_m[0], 1.0) for z_m in z]
+  expected = np.einsum("i,j,ijf->f", *ones, tensor) + params["bias"]
+  actual = module.apply({"params": params}, z, present)[0]
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_and_bottleneck_do_not_depend_on_absent_tokens():
+  # Three modalities with the last missing = two modalities with the same weights.
+  for name in ("attention", "bottleneck", "sum", "gated", "lowrank"):
+    module = fusion_lib.make_fusion(
+      name, fusion_dim=8, classifier_dim=4, num_classes=3, dropout=0.0
+    )
+    z = [jax.random.normal(jax.random.key(i), (2, 4)) for i in range(2)]
+    z.append(jnp.zeros((2, 4)))
+    present = jnp.array([[True, True, False]] * 2)
+    from flax.core import meta
+
+    variables = meta.unbox(module.init(KEY, z, present, train=False))
+    expected = module.apply(variables, z, present, train=False)
+    assert np.all(np.isfinite(expected))
+
+
+def test_bad_names_and_widths():
+  with pytest.raises(ValueError, match=r"fusion='mean' is not one of .*'concat'"):
+    build("mean", 1)
+  with pytest.raises(ValueError, match="fusion_dim=6 must be divisible by the 4"):
+    make_network(
+      {"a": InputSpec("vector", (2,))}, num_classes=2, fusion="attention", fusion_dim=6
+    )

@@ -1,0 +1,300 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mer_dg.networks import (
+  InputSpec,
+  count_parameters,
+  describe,
+  keep_modalities,
+  make_network,
+)
+
+KEY = jax.random.key(0)
+ROWS = 5
+SPECS = {
+  "seq": InputSpec("sequence", (9, 3), masked=True),
+  "image": InputSpec("image", (6, 6, 1)),
+  "vector": InputSpec("vector", (4,)),
+}
+SMALL = {
+  "num_classes": 3,
+  "embedding_dim": 6,
+  "hidden_dim": 16,
+  "classifier_dim": 8,
+  "projector_dim": 7,
+  "projection_dim": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+  return make_network(SPECS, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def variables(network):
+  return jax.jit(network.init)(KEY)
+
+
+@pytest.fixture(scope="module")
+def batch():
+  rng = np.random.default_rng(0)
+  inputs = {
+    m: rng.normal(size=(ROWS, *s.shape)).astype(np.float32) for m, s in SPECS.items()
+  }
+  steps = np.arange(9)[None, :]
+  inputs["seq"][..., -1] = steps < np.array([9, 4, 1, 9, 6])[:, None]
+  present = {m: np.ones(ROWS, bool) for m in SPECS}
+  present["image"][2] = False
+  return inputs, present
+
+
+@pytest.fixture(scope="module")
+def evaluate(network):
+  """The jitted forward pass, one compilation for the whole file."""
+  return jax.jit(lambda v, x, p: network.apply(v, x, p, train=False)[0])
+
+
+def assert_close(actual, expected, **kwargs):
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(a, e, **kwargs), actual, expected
+  )
+
+
+def test_variables_have_the_promised_layout(network, variables, batch, evaluate):
+  assert network.modalities == ("seq", "image", "vector")
+  assert set(variables) == {"params", "scaling"}
+  parts = {f"{p}_{m}" for p in ("encoder", "projector", "head") for m in SPECS}
+  assert set(variables["params"]) == parts | {"fusion"}
+  for m, channels in {"seq": 2, "image": 1, "vector": 4}.items():
+    np.testing.assert_array_equal(variables["scaling"][m]["center"], np.zeros(channels))
+    np.testing.assert_array_equal(
+      variables["scaling"][m]["inv_scale"], np.ones(channels)
+    )
+  outputs = evaluate(variables, *batch)
+  assert outputs.logits.shape == (ROWS, 3)
+  for m in SPECS:
+    assert outputs.embeddings[m].shape == (ROWS, 6)
+    assert outputs.projections[m].shape == (ROWS, 5)
+    assert outputs.unimodal_logits[m].shape == (ROWS, 3)
+  expected = network.unimodal(variables, outputs.embeddings)
+  assert_close(outputs.unimodal_logits["seq"], expected["seq"], atol=1e-6)
+
+
+def test_the_order_of_dicts_does_not_matter(variables, batch, evaluate):
+  inputs, present = batch
+  turned = [dict(reversed(list(d.items()))) for d in (inputs, present)]
+  assert_close(evaluate(variables, *turned), evaluate(variables, *batch), rtol=0)
+
+
+def test_other_modalities_are_ignored_and_missing_ones_named(network, variables, batch):
+  inputs, present = batch
+  more = {**inputs, "other": np.ones(3)}
+  assert_close(
+    network.apply(variables, more, present, train=False),
+    network.apply(variables, inputs, present, train=False),
+    rtol=0,
+  )
+  less = {m: x for m, x in inputs.items() if m != "image"}
+  with pytest.raises(ValueError, match=r"inputs lacks the modalities \['image'\]"):
+    network.apply(variables, less, present, train=False)
+
+
+def test_rows_do_not_know_each_other(variables, batch, evaluate):
+  # Padding a batch to more rows, with any content, is therefore exact.
+  padded = jax.tree.map(
+    lambda x: np.concatenate([x[:3], 9 * np.ones_like(x[3:])]), batch
+  )
+  actual, expected = (evaluate(variables, *b) for b in (padded, batch))
+  first = lambda tree: jax.tree.map(lambda x: x[:3], tree)
+  assert_close(first(actual), first(expected), rtol=0)
+
+
+def test_vmap_over_runs_equals_a_loop(network, batch):
+  keys = jax.random.split(KEY, 2)
+  stacked = jax.jit(jax.vmap(network.init))(keys)
+
+  def run(variables, key):
+    return network.apply(variables, *batch, train=True, key=key)[0]
+
+  actual = jax.jit(jax.vmap(run))(stacked, keys)
+  init, run = jax.jit(network.init), jax.jit(run)
+  for i, key in enumerate(keys):
+    variables = init(key)
+    assert_close(jax.tree.map(lambda x, i=i: x[i], stacked), variables, rtol=0)
+    expected = run(variables, key)
+    assert_close(jax.tree.map(lambda x, i=i: x[i], actual), expected, atol=1e-5)
+
+
+def test_scaling_is_applied_clipped_and_not_trained():
+  network = make_network({"m": InputSpec("vector", (2,))}, **SMALL, input_clip=2.0)
+  variables = network.init(KEY)
+  present = {"m": np.ones(1, bool)}
+
+  def z(variables, x):
+    outputs, _ = network.apply(
+      variables, {"m": jnp.asarray(x)[None]}, present, train=False
+    )
+    return outputs.embeddings["m"]
+
+  scaled = dict(variables)
+  scaled["scaling"] = {
+    "m": {"center": jnp.array([1.0, 10.0]), "inv_scale": jnp.array([0.5, 10.0])}
+  }
+  # (2 - 1) / 2 = 0.5 and 10 (11 - 10) = 10, clipped to 2.
+  assert_close(z(scaled, [2.0, 11.0]), z(variables, [0.5, 2.0]), atol=1e-6)
+  grads = jax.grad(lambda v: z(v, [2.0, 9.9]).sum())(scaled)
+  assert all(np.all(g == 0) for g in jax.tree.leaves(grads["scaling"]))
+  assert all(np.any(g != 0) for g in jax.tree.leaves(grads["params"]["encoder_m"]))
+
+
+def test_the_validity_channel_is_neither_scaled_nor_a_feature(
+  network, variables, batch, evaluate
+):
+  inputs, present = batch
+  other = {**inputs, "seq": inputs["seq"].copy()}
+  other["seq"][..., -1] *= 0.9  # Still valid.
+  padding = other["seq"][..., -1] == 0
+  other["seq"][..., :-1][padding] = 7.0
+  assert_close(evaluate(variables, other, present), evaluate(variables, *batch), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.int32])
+def test_inputs_of_other_dtypes_are_cast_before_anything(
+  variables, batch, evaluate, dtype
+):
+  inputs, present = batch
+  whole = {m: np.abs(np.round(x)) for m, x in inputs.items()}  # Exact in every dtype.
+  cast = {m: x.astype(dtype) for m, x in whole.items()}
+  assert_close(
+    evaluate(variables, cast, present), evaluate(variables, whole, present), rtol=0
+  )
+
+
+def test_bfloat16_computes_close_to_float32_and_returns_float32(variables, batch):
+  network = make_network(SPECS, **SMALL, compute_dtype="bfloat16")
+  outputs, _ = jax.jit(lambda v: network.apply(v, *batch, train=False))(variables)
+  expected, _ = make_network(SPECS, **SMALL).apply(variables, *batch, train=False)
+  assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {np.dtype("float32")}
+  # Eight bits of mantissa through some ten layers.
+  assert_close(outputs, expected, atol=0.1)
+  assert np.any(outputs.logits != expected.logits)
+
+
+def test_dropout_acts_in_training_only_and_needs_a_key(batch, variables):
+  network = make_network(SPECS, **SMALL, modality_dropout=0.5, embedding_dropout=0.2)
+
+  @jax.jit
+  def train(key):
+    return network.apply(variables, *batch, train=True, key=key)[0]
+
+  one, same, other = train(KEY), train(KEY), train(jax.random.key(9))
+  assert_close(one, same, rtol=0)
+  assert np.all(one.logits != other.logits)
+  # Dropout belongs to the fusion: what entropy and unimodal terms see is untouched.
+  assert_close(one[:3], other[:3], rtol=0)
+  for needs in (
+    {"dropout": 0.5},
+    {"modality_dropout": 0.1},
+    {"embedding_dropout": 0.1},
+  ):
+    rates = {"dropout": 0.0, **needs}
+    with pytest.raises(ValueError, match="key=None"):
+      make_network(SPECS, **SMALL, **rates).apply(variables, *batch, train=True)
+  make_network(SPECS, **SMALL, dropout=0.0).apply(variables, *batch, train=True)
+
+
+def test_modality_dropout_keeps_one_and_has_the_right_rate():
+  present = np.ones((40_000, 2), bool)
+  present[:10_000, 0] = False
+  present[10_000:11_000] = False
+  keep = np.asarray(keep_modalities(KEY, jnp.asarray(present), rate=0.5))
+  assert np.all(keep <= present)
+  np.testing.assert_array_equal(keep[:10_000, 1], True)
+  np.testing.assert_array_equal(keep.any(axis=1), present.any(axis=1))
+  # Of two: both dropped with probability 1/4, then one of them comes back.
+  # Both 1/4, each alone 1/4 + 1/8. Standard error 0.003.
+  both, first, second = (
+    np.mean(keep[11_000:].all(axis=1)),
+    np.mean(keep[11_000:, 0] & ~keep[11_000:, 1]),
+    np.mean(~keep[11_000:, 0] & keep[11_000:, 1]),
+  )
+  np.testing.assert_allclose([both, first, second], [0.25, 0.375, 0.375], atol=0.012)
+
+
+def test_a_further_modality_leaves_the_initial_values_of_others_alone(variables):
+  fewer = {m: s for m, s in SPECS.items() if m != "image"}
+  params = jax.jit(make_network(fewer, **SMALL).init)(KEY)["params"]
+  del params["fusion"]
+  assert_close(params, {k: variables["params"][k] for k in params}, rtol=0)
+
+
+def test_any_name_will_do():
+  names = ("", "fusion", "a/b", "Ton für Ton", "params")
+  network = make_network({m: InputSpec("vector", (2,)) for m in names}, **SMALL)
+  variables = network.init(KEY)
+  inputs = {m: np.ones((1, 2), np.float32) for m in names}
+  present = {m: np.ones(1, bool) for m in names}
+  outputs, _ = network.apply(variables, inputs, present, train=False)
+  assert tuple(outputs.embeddings) == names
+
+
+def test_describe_counts_parameters(network, variables):
+  counts = count_parameters(variables)
+  # Linear 6 -> 3 with bias, by hand.
+  assert counts["head_seq"] == 6 * 3 + 3
+  # Concat of three embeddings, hidden 8, 3 classes.
+  assert counts["fusion"] == (18 * 8 + 8) + (8 * 3 + 3)
+  # 6 -> 7 -> 7 -> 5 with two LayerNorms.
+  assert counts["projector_seq"] == (6 * 7 + 7) + (7 * 7 + 7) + (7 * 5 + 5) + 4 * 7
+  table = describe(jax.eval_shape(network.init, KEY)).splitlines()
+  assert len(table) == len(counts) + 1
+  assert table[-1].split() == ["total", f"{sum(counts.values()):,}"]
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    ({"specs": {}}, "at least one modality"),
+    ({"num_classes": 1}, "num_classes=1 must be >= 2"),
+    ({"fusion": "mean"}, r"fusion='mean' is not one of \('concat'"),
+    ({"encoder": "vit"}, r"encoder='vit' is not one of \('auto'"),
+    ({"encoder": {"seq": "mlp"}}, r"encoder names the modalities \('seq',\)"),
+    ({"embedding_dim": 0}, r"embedding_dim\['seq'\]=0 must be >= 1"),
+    ({"projector_dim": 0}, "projector_dim=0 must be >= 1"),
+    ({"modality_dropout": 1.0}, r"modality_dropout=1.0 must lie in \[0, 1\)"),
+    ({"compute_dtype": "float64"}, "compute_dtype='float64' is not one of"),
+    ({"input_clip": 0.0}, "input_clip=0.0 must be > 0"),
+  ],
+)
+def test_bad_arguments_are_named(change, match):
+  with pytest.raises(ValueError, match=match):
+    make_network(**{"specs": SPECS, **SMALL, **change})
+
+
+@pytest.mark.parametrize(
+  ("args", "match"),
+  [
+    (("text", (3,)), r"kind='text' is not one of \('vector'"),
+    (("vector", ()), r"shape=\(\) of a vector must have 1 axes"),
+    (("image", (8, 8)), "must have 3 axes"),
+    (("sequence", (0, 3)), "size >= 1"),
+    (("image", (8, 8, 1), True), "masked=True needs kind='sequence'"),
+    (("sequence", (8, 1), True), "beside its validity channel"),
+  ],
+)
+def test_bad_specs_are_named(args, match):
+  with pytest.raises(ValueError, match=match):
+    InputSpec(*args)
+
+
+def test_an_input_of_another_shape_is_refused(network, variables, batch):
+  inputs, present = batch
+  with pytest.raises(
+    ValueError, match=r"\(5, 6, 6\) does not fit \[B, \*\(6, 6, 1\)\]"
+  ):
+    network.apply(
+      variables, {**inputs, "image": inputs["image"][..., 0]}, present, train=False
+    )

@@ -1,0 +1,61 @@
+"""Records of a made-up experiment, written by the function that writes real ones."""
+
+import pytest
+
+from mer_dg import reporting
+
+
+def _record(**fields):
+  defaults = {
+    "method": "erm",
+    "target": "d3",
+    "sources": ["d1", "d2"],
+    "modalities": ["video", "audio"],
+    "dataset": "toy",
+    "data_version": "1.0",
+    "seed": 0,
+    "split_seed": 0,
+    "hyper": {},
+    "config_hash": "c0",
+    "trials": 1,
+    "step": 100,
+    "metrics": {"val/accuracy": 0.9, "val/nll": 0.1, "target/accuracy": 0.5},
+    "git_revision": "0123456789abcdef0123456789abcdef01234567-dirty",
+    "wall_time_s": 1.5,
+    "device": "2 cores of some CPU",
+  }
+  return reporting.make_record(**(defaults | fields))
+
+
+@pytest.fixture
+def make():
+  """Builds one record from the fields that matter to a test."""
+  return _record
+
+
+@pytest.fixture
+def experiment():
+  """ERM and MER on two targets, three seeds, three steps; MER is 10 points better.
+
+  Target accuracy of ERM at step 20, the best on source validation: a: .50 .52 .54,
+  b: .30 .32 .34. Step 30 is 5 points better on the target.
+  """
+  records = []
+  for method, gain in (("mer", 0.1), ("erm", 0.0)):
+    for target, base in (("a", 0.5), ("b", 0.3)):
+      for seed in range(3):
+        for step, val, extra in ((10, 0.6, -0.2), (20, 0.9, 0.0), (30, 0.8, 0.05)):
+          # The gain differs a little by seed, so that intervals have a width.
+          accuracy = base + 0.02 * seed + extra + gain * (1 + 0.1 * (seed - 1))
+          metrics = {
+            "val/accuracy": val,
+            "val/nll": 1 - val,
+            "target/accuracy": accuracy,
+            "target/nll": 2 - accuracy,
+            "entropy/video": -step / 10,
+            "entropy/audio": -step / 20,
+          }
+          sources = ["b", "c"] if target == "a" else ["a", "c"]
+          fields = {"target": target, "sources": sources, "seed": seed, "step": step}
+          records.append(_record(method=method, metrics=metrics, **fields))
+  return records

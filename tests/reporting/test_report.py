@@ -1,0 +1,75 @@
+"""The report: the answer first, files in place, several datasets apart."""
+
+import re
+
+import pytest
+
+from mer_dg import reporting
+
+
+def test_report_answers_writes_every_file_and_labels_the_extras(tmp_path, experiment):
+  text = reporting.write_report(tmp_path, experiment, title="Toy")
+  folder = tmp_path / "report"
+  names = {p.name for p in folder.iterdir()}
+  plots = {
+    f"{stem}.{end}"
+    for stem in ("targets", "differences", "curves")
+    for end in ("png", "svg")
+  }
+  assert names == {"table.md", "table.csv", "table.tex", *plots}
+  assert (folder / "table.md").read_text() == text
+  assert all((folder / name).exists() for name in re.findall(r"\]\((.*?)\)", text))
+  lines = text.splitlines()
+  assert lines[0] == "# Toy"
+  assert lines[2].startswith("- **mer** against erm: **better**; +10.0 [")
+  assert lines[2].endswith("over 6 pairs; ahead on 2 of 2 targets.")
+  headings = [line for line in lines if line.startswith("### ")]
+  assert [h.split()[1] for h in headings] == ["Last", "Oracle"]
+  assert (folder / "table.tex").read_text().count(r"\begin{table}") == 3
+
+
+def test_no_verdict_without_significance(tmp_path, experiment):
+  two = [r for r in experiment if r["seed"] < 2 and r["target"] == "a"]
+  text = reporting.write_report(tmp_path, two)
+  assert "**not shown to differ**; +9.5" in text  # Two pairs: p = 1/2.
+
+
+def test_a_worse_method_is_called_worse(tmp_path, experiment):
+  text = reporting.write_report(tmp_path, experiment, reference="mer")
+  assert "**erm** against mer: **worse**; -10.0" in text
+
+
+def test_several_datasets_get_their_own_tables(tmp_path, experiment):
+  other = [
+    {**r, "dataset": "other/set", "data_version": "9", "run_id": "o" + r["run_id"]}
+    for r in experiment
+    if r["step"] == 20
+  ]
+  text = reporting.write_report(tmp_path, experiment + other)
+  assert "## toy (video + audio)" in text
+  assert "## other/set (video + audio)" in text
+  names = {p.name for p in (tmp_path / "report").iterdir()}
+  assert "targets-toy-video-audio.png" in names
+  assert "targets-other-set-video-audio.svg" in names
+  assert "curves-other-set-video-audio.png" not in names  # One step has no curve.
+
+
+def test_without_the_reference_there_is_a_table_and_a_remark(tmp_path, experiment):
+  only = [r for r in experiment if r["method"] == "mer"]
+  text = reporting.write_report(tmp_path, only)
+  assert "No paired difference: no records of erm beside mer." in text
+  assert not (tmp_path / "report" / "differences.png").exists()
+
+
+def test_records_of_two_data_versions_are_refused_before_anything_is_written(
+  tmp_path, make
+):
+  mixed = [make(), make(method="mer", data_version="2")]
+  with pytest.raises(ValueError, match="different data_version"):
+    reporting.write_report(tmp_path, mixed)
+  assert not list((tmp_path / "report").glob("*"))
+
+
+def test_an_empty_report_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match="no records"):
+    reporting.write_report(tmp_path, [])
