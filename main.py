@@ -1,8 +1,17 @@
-"""Command line: ``python main.py --config=configs/x.py [--workdir=DIR]``."""
+r"""Trains, evaluates and compares multimodal domain generalisation methods.
 
+  python main.py --config=configs/cooccurrence.py [--workdir=DIR]     # a table
+  python main.py --config=configs/cooccurrence.py:d1 [--workdir=DIR]  # one run
+
+Any field of the config can be set: --config.total_steps=2000. The same command
+again goes on where it stopped. Fields and defaults: configs/common.py.
+"""
+
+import ast
+import contextlib
 import os
-import sys
 from pathlib import Path
+import sys
 
 # JAX calls LAPACK inside its own thread pool on a CPU; OpenBLAS's threads under it
 # slow log-determinants 40-fold and can dead-lock. Read when jax is first imported.
@@ -12,27 +21,77 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, configs/*.py.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/NAME-HASH.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "What to do.")
-
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/NAME-HASH.")
+_MODE = flags.DEFINE_enum(
+  "mode",
+  "train",
+  ["train", "evaluate", "report", "sweep"],
+  "train one run or a table; evaluate the selected checkpoint of one run; report: "
+  "tables and plots again; sweep: print one command line per run.",
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def main(argv):
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags; what is wrong in or with the config is a message, no traceback."""
+  try:
+    flags.mark_flag_as_required("config")
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    if "--debug" in argv:
+      raise
+    # Not flags.Error alone: ml_collections raises the others for a field that does not
+    # exist or has another type, and passes on what the config file raises.
+    given = " ".join(word for word in argv[1:] if word.startswith("--config"))
+    sys.exit(
+      f"Wrong command line: {_message(error)}\nIt has {given or 'no --config'}. Fields "
+      "and their defaults are in configs/common.py; --debug shows a traceback."
+    )
+
+
+def _message(error: Exception) -> str:
+  """What is wrong, without the traceback that ml_collections puts in front of it."""
+  text = str(error.args[0]) if error.args else type(error).__name__
+  if "Traceback" in text:
+    return text.strip().splitlines()[-1]
+  if isinstance(error, AttributeError | KeyError):
+    with contextlib.suppress(SyntaxError, ValueError):
+      text = ast.literal_eval(text)  # The name in quotes, perhaps with a suggestion.
+    return f"no such config field: {text}".replace("\n", ". ")
+  return text
+
+
+def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes.
-  from mer_dg import experiments
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes.
+  holder = flags.FLAGS["config"]
+  filename = config_flags.get_config_filename(holder).partition(":")[0]
+  if not Path(filename).is_file():
+    sys.exit(f"--config={filename}: no such file.")
+  from mer_dg import experiments  # After the flags are known to be right.
 
-  name = Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
   try:
-    experiments.run(_CONFIG.value, workdir=_WORKDIR.value, mode=_MODE.value, name=name)
-  except (ValueError, FileNotFoundError) as error:
+    if _MODE.value == "sweep":
+      overrides = config_flags.get_override_values(holder)
+      for line in experiments.command_lines(
+        filename, workdir=_WORKDIR.value, overrides=overrides
+      ):
+        print(line)
+    else:
+      experiments.run(
+        _CONFIG.value,
+        workdir=_WORKDIR.value,
+        mode=_MODE.value,
+        name=Path(filename).stem,
+      )
+  except experiments.USER_ERRORS as error:
     if _DEBUG.value:
       raise
     sys.exit(f"{type(error).__name__}: {error}")
+  except KeyboardInterrupt:
+    sys.exit("Interrupted. The same command goes on from the last checkpoint.")
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse)

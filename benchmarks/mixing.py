@@ -1,6 +1,6 @@
 r"""Step time with modality-mix learning, as ratios to the plain step of the same run.
 
-  python benchmarks/mixing.py                        # about two minutes on two CPU cores
+  python benchmarks/mixing.py  # about a minute on two idle CPU cores
   python benchmarks/mixing.py --encoders=conv --batch_size=64 --rounds=31
 
 Four training steps of one network (two encoders, concatenation, Adam) take turns:
@@ -11,9 +11,10 @@ Four training steps of one network (two encoders, concatenation, Adam) take turn
   naive   as `mix`, but inputs are permuted and go through the encoders a second time
 
 `mix` and `naive` optimise the same objective: their first losses are compared before
-anything is timed. Each round times every step once, `--steps` steps inside one compiled
-program; a ratio is the median over rounds of the ratio within a round, so that other
-load on the machine hits both sides.
+anything is timed. Each round times every step once, as `--steps` calls of a compiled
+function; a ratio is the median over rounds of the ratio within a round, so that other
+load on the machine hits both sides. `--clock=cpu` counts the CPU seconds of all threads
+of this process instead of the time on the wall, for a machine that is shared.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import optax
 
 from mer_dg import mixing
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLASSES, WIDTH = 10, 64
 STEPS = ("plain", "heads", "mix", "naive")
 # Per modality: vector length, or height, width and channels.
@@ -72,9 +74,8 @@ def init(key, shapes):
 
 def make_loss(kind):
   """``(params, x, y, key, exploration) -> (loss, new exploration)``."""
-  ce = lambda logits, y: optax.softmax_cross_entropy_with_integer_labels(
-    logits, y
-  ).mean()
+  rows = optax.softmax_cross_entropy_with_integer_labels
+  ce = lambda logits, y: rows(logits, y).mean()
   encode_all = lambda params, x: {m: encode(params["encoder"][m], x[m]) for m in x}
   heads = lambda params, z: {m: z[m] @ params["head"][m] for m in z}
   fuse = lambda params, z: jnp.concatenate(list(z.values()), -1) @ params["fused"]
@@ -115,8 +116,8 @@ def make_loss(kind):
   return loss
 
 
-def make_program(kind, shapes, batch_size, steps):
-  """Compiled function of the carry that makes ``steps`` training steps."""
+def make_program(kind, shapes, batch_size):
+  """A compiled training step of the carry, and the first carry."""
   optimizer = optax.adam(1e-3)
   loss = make_loss(kind)
   keys = jax.random.split(jax.random.key(0), len(shapes) + 3)
@@ -136,23 +137,23 @@ def make_program(kind, shapes, batch_size, steps):
 
   params = init(keys[-1], shapes)
   carry = (params, optimizer.init(params), mixing.init_exploration(tuple(shapes)))
-  program = jax.jit(
-    lambda carry, key: jax.lax.scan(step, carry, jax.random.split(key, steps))
-  )
-  return program.lower(carry, jax.random.key(1)).compile(), carry
+  return jax.jit(step).lower(carry, jax.random.key(1)).compile(), carry
 
 
-def measure(shapes, batch_size, steps, rounds):
+def measure(shapes, batch_size, steps, rounds, now):
   """Seconds per step, ``{kind: [rounds]}``."""
-  programs = {k: make_program(k, shapes, batch_size, steps) for k in STEPS}
-  first = {k: f(carry, jax.random.key(1))[1][0] for k, (f, carry) in programs.items()}
+  programs = {k: make_program(k, shapes, batch_size) for k in STEPS}
+  first = {k: f(carry, jax.random.key(1))[1] for k, (f, carry) in programs.items()}
   np.testing.assert_allclose(first["mix"], first["naive"], rtol=1e-4)
   seconds = {k: [] for k in STEPS}
+  key = jax.random.key(1)
   for _ in range(rounds):
     for kind, (program, carry) in programs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(program(carry, jax.random.key(1)))
-      seconds[kind].append((time.perf_counter() - start) / steps)
+      start = now()
+      for _ in range(steps):
+        carry, value = program(carry, key)
+      jax.block_until_ready(value)
+      seconds[kind].append((now() - start) / steps)
   return {k: np.array(v) for k, v in seconds.items()}
 
 
@@ -167,24 +168,23 @@ def main() -> None:
   )
   parser.add_argument("--encoders", nargs="+", choices=INPUTS, default=list(INPUTS))
   parser.add_argument("--batch_size", type=int, default=96)
-  parser.add_argument("--rounds", type=int, default=21)
-  parser.add_argument("--steps", type=int, default=10, help="per timed program")
+  parser.add_argument("--rounds", type=int, default=41)
+  parser.add_argument("--steps", type=int, default=3, help="per timing")
+  parser.add_argument("--clock", choices=CLOCKS, default="wall")
   args = parser.parse_args()
   device = jax.devices()[0]
-  print(
-    f"device {device.platform} {device.device_kind}, batch {args.batch_size}, ", end=""
-  )
-  print(f"{args.rounds} rounds of {args.steps} steps; median [quartiles]")
-  print(
-    "| encoders | plain step (ms) | heads / plain | mix / plain | mix / heads | ",
-    end="",
-  )
-  print("naive / plain | naive / mix |")
+  print(f"device {device.platform} {device.device_kind}, batch {args.batch_size},")
+  timing = f"{args.rounds} rounds of {args.steps} steps, {args.clock} clock"
+  print(f"{timing}; median [quartiles]")
+  pairs = [("heads", "plain"), ("mix", "plain"), ("mix", "heads")]
+  pairs += [("naive", "plain"), ("naive", "mix")]
+  names = " | ".join(f"{kind} / {base}" for kind, base in pairs)
+  print(f"| encoders | plain step (ms) | {names} |")
   print("|---|---|---|---|---|---|---|")
   for name in args.encoders:
-    s = measure(INPUTS[name], args.batch_size, args.steps, args.rounds)
-    pairs = [("heads", "plain"), ("mix", "plain"), ("mix", "heads")]
-    pairs += [("naive", "plain"), ("naive", "mix")]
+    s = measure(
+      INPUTS[name], args.batch_size, args.steps, args.rounds, CLOCKS[args.clock]
+    )
     cells = [ratio(s, *pair) for pair in pairs]
     print(f"| {name} | {1e3 * np.median(s['plain']):.2f} | {' | '.join(cells)} |")
 

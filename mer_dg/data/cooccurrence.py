@@ -53,11 +53,11 @@ class Cooccurrence(NamedTuple):
 
   num_classes: int = 4
   num_domains: int = 4
-  strengths: Sequence[float] = (1.5, 1.5)
+  strengths: Sequence[float] = (2.0, 2.0)
   widths: Sequence[int] = (48, 32)
-  pairing: float = 0.9
+  pairing: float = 1.0
   target_pairing: str = "absent"
-  nuisance_scale: float = 2.0
+  nuisance_scale: float = 3.0
   noise: Sequence[float] = (0.1, 0.1)
   train_per_domain: int = 400
   val_per_domain: int = 200

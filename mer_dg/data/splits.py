@@ -19,7 +19,8 @@ class Split:
     sources: Names of the source domains; domain labels in batches are
       positions in this tuple.
     train: ``{source: rows}`` used by the step.
-    val: ``{source: rows}`` used by model selection.
+    val: ``{source: rows}`` used by model selection; a source too small to give
+      any may have none, as long as another has some.
     test: Rows of the target domain.
   """
 
@@ -61,7 +62,8 @@ def leave_one_domain_out(
 
   Raises:
     DataError: Unknown names, target among the sources, a class seen only in
-      the target, a domain too small to split, ``val_fraction`` out of range.
+      the target, a source without training rows, no validation rows in any source,
+      ``val_fraction`` out of range.
   """
   if not 0 < val_fraction < 1:
     raise DataError(f"val_fraction={val_fraction} must lie between 0 and 1.")
@@ -78,6 +80,12 @@ def leave_one_domain_out(
     rows = np.flatnonzero(dataset.domain == dataset.domain_id(name))
     train[name], val[name] = _split_domain(
       dataset, name, rows, split_seed, val_fraction
+    )
+  if not any(rows.size for rows in val.values()):
+    counts = {name: len(rows) for name, rows in train.items()}
+    raise DataError(
+      f"{dataset.name}: no source domain is large enough to leave validation rows; "
+      f"training rows: {counts}. Model selection needs some."
     )
   test = np.flatnonzero(dataset.domain == dataset.domain_id(target))
   if dataset.split is not None:
@@ -113,10 +121,10 @@ def _split_domain(dataset, name, rows, split_seed, val_fraction):
       domain_rng(split_seed, name),
     )
     train, val = rows[~in_val], rows[in_val]
-  if not train.size or not val.size:
+  if not train.size:
     raise DataError(
-      f"{dataset.name}: domain {name!r} ({rows.size} rows) leaves "
-      f"{train.size} training and {val.size} validation rows; a source needs both."
+      f"{dataset.name}: source domain {name!r} ({rows.size} rows) leaves no training "
+      f"and {val.size} validation rows."
     )
   return train, val
 

@@ -45,13 +45,13 @@ def check_weights(weights, z: jax.Array) -> jax.Array | None:
   """Returns non-negative sample weights ``[..., n]`` or None."""
   if weights is None:
     return None
+  concrete = concrete_value(weights)
   weights = jnp.asarray(weights)
   if weights.shape != z.shape[:-1]:
     raise ValueError(
       f"weights must have shape {z.shape[:-1]} (rows of samples {z.shape}), "
       f"got {weights.shape}."
     )
-  concrete = concrete_value(weights)
   if concrete is not None and (concrete < 0).any():
     raise ValueError(f"weights must be >= 0, got minimum {concrete.min()}.")
   return weights

@@ -80,9 +80,11 @@ def _median_distance(z: jax.Array, v: jax.Array) -> jax.Array:
   i, j = np.triu_indices(z.shape[0], k=1)
   if i.size == 0:
     return jnp.zeros((), z.dtype)
-  valid = (v[i] > 0) & (v[j] > 0)
-  sq = jnp.sort(jnp.where(valid, sq[i, j], jnp.inf))
-  pairs = jnp.sum(valid)
+  valid = v > 0
+  sq = jnp.where(valid[:, None] & valid[None, :], sq, jnp.inf)
+  sq = jnp.sort(sq[i, j])
+  count = jnp.sum(valid)
+  pairs = count * (count - 1) // 2
   middle = jnp.maximum(pairs - 1, 0)
   pick = lambda at: jnp.where(pairs > 0, sq[jnp.minimum(at, i.size - 1)], 0)
   low, high = pick(middle // 2), pick((middle + 1) // 2)

@@ -9,6 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from mer_dg.entropy import _arrays
+from mer_dg.entropy._batching import one_by_one_on_cpu
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -52,6 +53,7 @@ def ridge_logdet(
   return value, smallest
 
 
+@one_by_one_on_cpu
 def _triangular_factor(a, ridge):
   """Upper ``r`` with ``r^T r = ridge I + a^T a``."""
   k = a.shape[1]
@@ -71,6 +73,12 @@ def _triangular_factor(a, ridge):
   return lax.while_loop(lambda s: ~s[0], orthogonal, (reliable, r))[1]
 
 
+@one_by_one_on_cpu
+def _inverse_triangular(r):
+  eye = jnp.eye(r.shape[0], dtype=r.dtype)
+  return lax.linalg.triangular_solve(r, eye, left_side=True, lower=False)
+
+
 @jax.custom_vjp
 def _stacked_logdet(a, ridge):
   return _stacked_logdet_fwd(a, ridge)[0]
@@ -86,9 +94,7 @@ def _stacked_logdet_bwd(residual, g):
   # d logdet(ridge I + a^T a) = 2 tr((..)^-1 a^T da) + tr((..)^-1) dridge
   a, r = residual
   g = g[0]
-  inverse_r = lax.linalg.triangular_solve(
-    r, jnp.eye(r.shape[0], dtype=r.dtype), left_side=True, lower=False
-  )
+  inverse_r = _inverse_triangular(r)
   half = jnp.matmul(a, inverse_r, precision=HIGHEST)
   da = 2 * g * jnp.matmul(half, inverse_r.T, precision=HIGHEST)
   # A singular matrix has no finite gradient; its entropy is -inf by convention.
@@ -117,8 +123,9 @@ def gaussian_entropy(
     where: Boolean ``[..., n]``.
 
   Returns:
-    Nats, ``[...]``. ``-inf`` with zero gradient when the covariance is singular (n <= d
-    without shrinkage, or identical rows). 0 when fewer than two rows are valid.
+    Nats, ``[...]``. ``-inf`` with zero gradient when the covariance is singular to working
+    precision (n <= d without shrinkage; identical rows; in float32, one row 1e7 times
+    farther away than the others). 0 when fewer than two rows are valid.
 
   Raises:
     TypeError: If ``z`` is not floating.
@@ -136,9 +143,8 @@ def gaussian_entropy(
   z = _arrays.check_samples("z", z)
   where = _arrays.check_where(where, z)
   concrete = _arrays.concrete_value(shrinkage)
-  if concrete is not None:
-    if concrete.shape != () or not 0 <= concrete <= 1:
-      raise ValueError(f"shrinkage must be a number in [0, 1], got {shrinkage}.")
+  if concrete is not None and (concrete.shape != () or not 0 <= concrete <= 1):
+    raise ValueError(f"shrinkage must be a number in [0, 1], got {shrinkage}.")
 
   def one(z, where):
     z = _arrays.drop_rows(_arrays.accumulate(z), where)

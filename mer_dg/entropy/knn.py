@@ -12,6 +12,10 @@ from mer_dg.entropy.kernels import log_unit_ball
 
 HIGHEST = lax.Precision.HIGHEST
 
+# Up to here squared distances are summed coordinate by coordinate: neighbours in few
+# dimensions are so close that |a|^2 + |b|^2 - 2ab cannot rank them in float32.
+_DIRECT_DIMENSIONS = 8
+
 
 def knn_entropy(
   z: jax.Array,
@@ -84,15 +88,20 @@ def knn_entropy(
 
 def _neighbours(x, valid, k, block_size):
   """Indices ``[n, k]`` of the k nearest other valid rows, nearest first."""
-  n = x.shape[0]
+  n, d = x.shape
   block = min(n, block_size or max(1, 2**22 // n))
   norm = jnp.sum(x**2, axis=1)
   far = jnp.where(valid, 0, jnp.inf)
 
-  def search(rows):
+  def sq_dist(rows):
     q = x[rows]
+    if d <= _DIRECT_DIMENSIONS:
+      return sum((q[:, k][:, None] - x[:, k][None, :]) ** 2 for k in range(d))
     gram = jnp.matmul(q, x.T, precision=HIGHEST)
-    sq = norm[rows][:, None] + norm[None, :] - 2 * gram + far[None, :]
+    return norm[rows][:, None] + norm[None, :] - 2 * gram
+
+  def search(rows):
+    sq = sq_dist(rows) + far[None, :]
     sq = jnp.where(rows[:, None] == jnp.arange(n)[None, :], jnp.inf, sq)
     return lax.top_k(-sq, k)[1]
 

@@ -207,7 +207,9 @@ def _pad(x, rows: int, value=0.0):
   if extra == 0:
     return x
   return jnp.pad(
-    x, [(0, extra)] + [(0, 0)] * (x.ndim - 1), constant_values=jnp.asarray(value, x.dtype)
+    x,
+    [(0, extra)] + [(0, 0)] * (x.ndim - 1),
+    constant_values=jnp.asarray(value, x.dtype),
   )
 
 

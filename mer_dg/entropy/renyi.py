@@ -133,9 +133,10 @@ def _matrix(z, v, h, alpha, kernel: Kernel, center):
 
 def spectrum_entropy(eigenvalues: jax.Array, alpha=1.0) -> jax.Array:
   """Renyi (Shannon for alpha = 1) entropy of eigenvalues that sum to one."""
-  positive = eigenvalues > jnp.finfo(eigenvalues.dtype).eps
+  # nan counts as positive, so that it shows in the sum
+  positive = ~(eigenvalues <= jnp.finfo(eigenvalues.dtype).eps)
   safe = jnp.where(positive, eigenvalues, 1)
   if alpha == 1:
     return -jnp.sum(jnp.where(positive, safe * jnp.log(safe), 0))
   total = jnp.sum(jnp.where(positive, safe**alpha, 0))
-  return jnp.log(jnp.where(total > 0, total, 1)) / (1 - alpha)
+  return jnp.log(jnp.where(total == 0, 1, total)) / (1 - alpha)

@@ -1,7 +1,27 @@
 """Config -> runs -> records -> report; the only room that main.py calls."""
 
+from mer_dg.data import DataError
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, validate
-from mer_dg.experiments.launch import run
+from mer_dg.experiments.launch import MODES, run
+from mer_dg.experiments.sweep import command_lines
+from mer_dg.experiments.workdir import WorkdirError
+from mer_dg.methods import MethodError
+from mer_dg.training.loop import TrainingDiverged
 
-__all__ = ["ConfigError", "Workbench", "run", "validate"]
+# What a wrong config, file or folder raises; the message says what to do.
+USER_ERRORS = (ConfigError, DataError, MethodError, TrainingDiverged, WorkdirError)
+
+__all__ = [
+  "MODES",
+  "USER_ERRORS",
+  "ConfigError",
+  "DataError",
+  "MethodError",
+  "TrainingDiverged",
+  "Workbench",
+  "WorkdirError",
+  "command_lines",
+  "run",
+  "validate",
+]

@@ -41,8 +41,7 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
   elif data["name"] == "av_digits":
     dataset = load_av_digits(data["path"], audio=data["audio"])
   else:
-    knobs = data["cooccurrence"]
-    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
+    knobs: dict[str, Any] = dict(data["cooccurrence"])
     dataset = make_cooccurrence(Cooccurrence(**knobs))
   modalities = tuple(data["modalities"])
   return dataset.select_modalities(modalities) if modalities else dataset
@@ -79,6 +78,7 @@ class Workbench:
   def __init__(self, config: Mapping[str, Any]):
     self.config = config
     self.dataset = load_dataset(config["data"])
+    self.programs: dict[Any, Any] = {}  # Jitted functions that runs may share.
     self._splits: dict[str, Split] = {}
     self._settings: dict[str, Setting] = {}
 
@@ -220,7 +220,7 @@ def _make_setting(dataset: Dataset, split: Split) -> Setting:
   )
 
 
-def make_measure(metric: str, sources: tuple[str, ...]) -> Callable:
+def make_measure(metric: str, num_sources: int) -> Callable:
   """Returns ``(logits, label, domain, where) -> metrics`` for `make_summary`.
 
   Source validation (``val/...``, each source too) and target (``target/...``);
@@ -234,7 +234,7 @@ def make_measure(metric: str, sources: tuple[str, ...]) -> Callable:
     for name, rows in (("val", domain >= 0), ("target", domain < 0)):
       for k, v in classification_metrics(logits, label, where & rows).items():
         metrics[f"{name}/{k}"] = v
-    for i in range(len(sources)):
+    for i in range(num_sources):
       rows = where & (domain == i)
       metrics[f"val/source{i}/{metric}"] = headline(logits, label, rows)
     return metrics
@@ -242,7 +242,9 @@ def make_measure(metric: str, sources: tuple[str, ...]) -> Callable:
   return measure
 
 
-def name_sources(metrics: Mapping[str, Any], sources: Sequence[str]) -> dict[str, float]:
+def name_sources(
+  metrics: Mapping[str, Any], sources: Sequence[str]
+) -> dict[str, float]:
   """Floats, with ``val/source0/...`` as ``val/<name of the source>/...``.
 
   Example:

@@ -10,7 +10,6 @@ that never saw another modality (MER-DG paper, Sec. 3; methods of Table 1 there)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,8 @@ import numpy as np
 from mer_dg.data.arrays import eval_blocks, gather_batch
 from mer_dg.evaluation.probe import linear_probe
 from mer_dg.experiments.build import Workbench
-from mer_dg.experiments.grid import Run, train_all
+from mer_dg.experiments.grid import Wave, train_all
+from mer_dg.experiments.runs import Run
 from mer_dg.training.step import make_predict
 
 _BLOCK = 256
@@ -41,20 +41,18 @@ def diagnose(bench: Workbench) -> Probes:
     "alone" is what encoders without any co-adaptation reach together.
   """
   config, probes = bench.config, {}
-  embedded: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+  embedded: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
   modalities = bench.dataset.modalities
 
-  def collect(own: Workbench, training: str):
-    def on_states(program, runs, state):
-      found = _embed(own, runs, state)
-      for i, run in enumerate(runs):
-        rows = jax.tree.map(lambda a, i=i: a[i], found)
-        embedded.setdefault((training, run.target, run.seed), {}).update(rows)
+  def collect(own: Workbench, training: str, wave: Wave) -> None:
+    found = _embed(own, wave.state.variables)
+    for i, run in enumerate(wave.runs):
+      rows = {m: z[i] for m, z in found.items()}
+      embedded.setdefault((training, run.target, run.seed), {}).update(rows)
 
-    return on_states
-
-  def fused(evaluations):
-    for e in evaluations:
+  def joint(wave: Wave) -> None:
+    collect(bench, wave.runs[0].method, wave)
+    for e in wave.evaluations:
       if e.step == config["total_steps"]:
         metric = config["metric"]
         probes[e.run.method, "fused", e.run.target, e.run.seed] = {
@@ -64,11 +62,12 @@ def diagnose(bench: Workbench) -> Probes:
 
   cells = [(t, s) for t in bench.targets() for s in config["seeds"]]
   for method in config["methods"]:
-    train_all(bench, [Run(method, *c) for c in cells], fused, collect(bench, method))
+    train_all(bench, [Run(method, *c) for c in cells], joint)
   for m in modalities:
     data = {**config["data"], "modalities": [m]}
     own = Workbench({**config, "data": data, "methods": ["erm"]})
-    train_all(own, [Run("erm", *c) for c in cells], lambda _: None, collect(own, "alone"))
+    alone = lambda wave, own=own: collect(own, "alone", wave)
+    train_all(own, [Run("erm", *c) for c in cells], alone)
   for (training, target, seed), z in embedded.items():
     for probed in (*modalities, "all"):
       names = modalities if probed == "all" else (probed,)
@@ -76,21 +75,21 @@ def diagnose(bench: Workbench) -> Probes:
   return probes
 
 
-def _embed(bench: Workbench, runs: Sequence[Run], state) -> dict[str, np.ndarray]:
+def _embed(bench: Workbench, variables) -> dict[str, np.ndarray]:
   """Embeddings of all rows of the dataset, ``{modality: [runs, N, D]}``."""
   rows, mask = eval_blocks(np.arange(len(bench.dataset)), _BLOCK)
   predict = make_predict(bench.network)
 
-  def one_run(state):
+  def one_run(variables):
     def block(rows_mask):
       rows, mask = rows_mask
       batch = gather_batch(bench.arrays, rows, jnp.zeros_like(rows), mask)
-      return predict(state, batch).embeddings
+      return predict(variables, batch).embeddings
 
     z = jax.lax.map(block, (rows, mask))
     return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), z)
 
-  z = jax.jit(jax.vmap(one_run))(state)
+  z = jax.jit(jax.vmap(one_run))(variables)
   return {m: np.asarray(a[:, : len(bench.dataset)]) for m, a in z.items()}
 
 

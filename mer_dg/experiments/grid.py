@@ -7,266 +7,271 @@ sharded over them; no run talks to another.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
+import numpy as np
 
 from mer_dg.data.sampling import Pool, make_pool
-from mer_dg.experiments.build import Workbench, inspect_embeddings, make_measure
-from mer_dg.methods import Method
+from mer_dg.experiments.build import (
+  Setting,
+  Workbench,
+  inspect_embeddings,
+  make_measure,
+  name_sources,
+)
+from mer_dg.experiments.runs import Evaluation, Run, run_hyper
+from mer_dg.training.progress import Progress
 from mer_dg.training.state import TrainState, make_state
 from mer_dg.training.step import (
   first_nonfinite,
   make_evaluate,
   make_resident_chunk,
+  make_summary,
   make_train_step,
 )
 
-log = logging.getLogger(__name__)
-
 # Runs trained at once where the config leaves it open. On a CPU more runs than
-# this only cost cache; an accelerator wants many (benchmarks/grid.py).
-_WAVE = {"cpu": 16}
+# this only cost cache (benchmarks/resident.py); an accelerator wants many.
+_WAVE_CPU = 16
 _WAVE_ACCELERATOR = 256
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One run of the table.
-
-  Attributes:
-    method: Method name.
-    target: Held-out domain.
-    seed: Seed of weights, data order and noise.
-    overrides: ``{"term.number" or "optimizer.number": value}`` of a search trial.
-    trials: Number of settings that were tried to arrive at this one.
-  """
-
-  method: str
-  target: str
-  seed: int
-  overrides: tuple[tuple[str, float], ...] = ()
-  trials: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """Metrics of one run at one step."""
+class Divergence(NamedTuple):
+  """A run that was given up: ``what`` stopped being finite at ``step``."""
 
   run: Run
   step: int
-  metrics: dict[str, float]
-  wall_time_s: float
+  what: str
+
+  def __str__(self) -> str:
+    return f"{self.run}: {self.what} stopped being finite at step {self.step}"
 
 
-def wave_size(config: Mapping[str, Any]) -> int:
-  """Runs per wave: ``config.wave``, or a default of the device."""
-  return config["wave"] or _WAVE.get(jax.default_backend(), _WAVE_ACCELERATOR)
+class Wave(NamedTuple):
+  """What a wave ends with.
 
+  Attributes:
+    runs: Its runs.
+    evaluations: In order of step, then run; of runs that stayed finite only.
+    diverged: The others.
+    state: Final states, stacked over runs; there may be more, which are padding.
+  """
 
-def run_hyper(bench: Workbench, method: Method, run: Run) -> dict[str, dict]:
-  """Numeric hyperparameters of a run: the method's, with the run's overrides."""
-  hyper = jax.tree.map(float, bench.hyper(method))
-  for name, value in run.overrides:
-    term, _, number = name.partition(".")
-    group = hyper["optimizer"] if term == "optimizer" else hyper["method"][term]
-    group[number] = float(value)
-  return hyper
+  runs: Sequence[Run]
+  evaluations: list[Evaluation]
+  diverged: list[Divergence]
+  state: TrainState
 
 
 class WaveProgram:
-  """The compiled programs of one method: init, chunk, evaluation.
+  """The compiled programs of one method: init, chunk of steps, evaluation.
 
-  They take the runs as array axes, so one object serves all waves of a method
-  whose splits have one number of sources.
+  They take the runs as an array axis, so one object serves all waves of a
+  method whose tasks have the same static facts. Everything is padded to the
+  largest target of the group: shapes, and hence numbers, do not depend on which
+  runs share a wave.
 
   Args:
     bench: The workbench.
     name: Method name.
-    target: Any target; it fixes the static facts of the task.
+    targets: Held-out domains of the group.
+    runs: Runs per wave; rounded up to a multiple of the devices used.
   """
 
-  def __init__(self, bench: Workbench, name: str, target: str):
-    config, split = bench.config, bench.split(target)
-    self.bench, task = bench, bench.task(split)
-    self.method = bench.method(name, task)
-    self.per_domain = bench.per_domain(split)
+  def __init__(self, bench: Workbench, name: str, targets: Sequence[str], runs: int):
+    config, self._bench = bench.config, bench
+    devices = jax.local_devices()[:runs]
+    self.runs = -(-runs // len(devices)) * len(devices)
+    self._mesh = jax.make_mesh(
+      (len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices
+    )
+    self._settings = {t: bench.setting(t) for t in targets}
+    self._width = max(s.pool.rows.shape[1] for s in self._settings.values())
+    self._blocks = max(len(s.rows) for s in self._settings.values())
+    self._arrays = self._put(bench.host_arrays, P())
+    split, method = bench.split(targets[0]), bench.method(name, targets[0])
     horizon = dict(
       schedule=config["optimizer"]["schedule"], total_steps=config["total_steps"]
     )
-    self._step = make_train_step(bench.network, self.method, **horizon)
+    step = make_train_step(bench.network, method, **horizon)
+    per_domain = bench.per_domain(split)
 
     def init(seed, scaling, hyper):
       return make_state(
-        bench.network, self.method, seed=seed, scaling=scaling, hyper=hyper, **horizon
+        bench.network, method, seed=seed, scaling=scaling, hyper=hyper, **horizon
       )
 
-    measure = make_measure(config["metric"], split.sources)
-    evaluate = make_evaluate(bench.network, measure, inspect_embeddings)
-    self.init = jax.jit(jax.vmap(init))
-    self.evaluate = jax.jit(jax.vmap(evaluate, in_axes=(None, 0, 0, 0, 0)))
-    self._chunks: dict[int, Callable] = {}
+    self._init = jax.jit(self._over_runs(init, (0, 0, 0)))
+    # An evaluation knows nothing of the method: one program for all of them.
+    shared = ("evaluate", len(split.sources), len(devices))
+    if shared not in bench.programs:
+      measure = make_measure(config["metric"], len(split.sources))
+      summary = make_summary(measure, inspect_embeddings)
+      evaluate = make_evaluate(bench.network, summary)
+      bench.programs[shared] = jax.jit(self._over_runs(evaluate, (None, 0, 0, 0, 0)))
+    self._evaluate = bench.programs[shared]
 
-  def advance(self, arrays, pool, state, length: int):
-    """``length`` steps of all runs; metrics ``[runs, length]``."""
-    if length not in self._chunks:
-      chunk = make_resident_chunk(
-        self._step, per_domain=self.per_domain, length=length
+    @functools.cache
+    def chunk(length: int):
+      steps = make_resident_chunk(step, per_domain=per_domain, length=length)
+      return jax.jit(self._over_runs(steps, (None, 0, 0)), donate_argnums=2)
+
+    self._chunk = chunk
+
+  def train(
+    self,
+    runs: Sequence[Run],
+    on_chunk: Callable[[int, Mapping[str, np.ndarray]], None] = lambda *_: None,
+  ) -> Wave:
+    """Trains runs together and evaluates them every ``eval_every`` steps.
+
+    Args:
+      runs: At most ``self.runs`` runs.
+      on_chunk: Called after each chunk with the number of run-steps just done and
+        the training metrics ``{name: [runs, steps]}``.
+    """
+    config, began, count = self._bench.config, time.perf_counter(), len(runs)
+    state, pool, places = self.begin(runs)
+    evaluations: list[Evaluation] = []
+    diverged: dict[int, Divergence] = {}
+    step, total = 0, config["total_steps"]
+    while step < total and len(diverged) < count:
+      length = min(config["eval_every"], total - step)
+      state, metrics = self.advance(state, pool, length)
+      measured = self._evaluate(self._arrays, *places, state.variables)
+      metrics, measured = jax.tree.map(
+        lambda a: np.asarray(a)[:count], (metrics, measured)
       )
-      self._chunks[length] = jax.jit(
-        jax.vmap(chunk, in_axes=(None, 0, 0)), donate_argnums=2
-      )
-    return self._chunks[length](arrays, pool, state)
+      wall = time.perf_counter() - began
+      for i, run in enumerate(runs):
+        own = {k: v[i] for k, v in metrics.items()}
+        found = {k: v[i] for k, v in measured.items()}
+        bad = first_nonfinite(own, step)
+        if bad is None and not np.isfinite(found["val/nll"]):
+          bad = (step + length, "the source validation")
+        if bad is not None:
+          diverged.setdefault(i, Divergence(run, *bad))
+        if i not in diverged:
+          found |= {f"train/{k}": v.mean() for k, v in own.items()}
+          named = name_sources(found, self._settings[run.target].split.sources)
+          evaluations.append(Evaluation(run, step + length, named, wall))
+      step += length
+      on_chunk(length * count, metrics)
+    lost = {d.run for d in diverged.values()}
+    kept = [e for e in evaluations if e.run not in lost]
+    return Wave(runs, kept, list(diverged.values()), state)
+
+  def begin(self, runs: Sequence[Run]):
+    """``(state, pool, (rows, mask, domain))``, stacked over runs, before step 1."""
+    # The last wave is filled up: another number of runs would be another program.
+    filled = [*runs, *[runs[-1]] * (self.runs - len(runs))]
+    pool, places, scaling = self._stack(
+      [self._padded(self._settings[run.target]) for run in filled]
+    )
+    hyper = [_as_float32(run_hyper(self._bench, run)) for run in filled]
+    seeds = [np.uint32(run.seed) for run in filled]
+    return self._init(self._stack(seeds), scaling, self._stack(hyper)), pool, places
+
+  def advance(self, state: TrainState, pool: Pool, steps: int):
+    """``(state, metrics [runs, steps])`` after ``steps`` more; ``state`` is donated."""
+    return self._chunk(steps)(self._arrays, pool, state)
+
+  def _over_runs(self, fn, axes: tuple[int | None, ...]):
+    """``vmap`` over runs, the runs sharded over the devices."""
+    # shard_map, and not sharded arguments alone: what the partitioner does not know
+    # how to split (a Cholesky factor, say) it would gather on every device.
+    return jax.shard_map(
+      jax.vmap(fn, in_axes=axes),
+      mesh=self._mesh,
+      in_specs=tuple(P() if axis is None else P("runs") for axis in axes),
+      out_specs=P("runs"),
+      check_vma=False,  # Nothing is summed over devices.
+    )
+
+  def _put(self, tree, spec: P):
+    return jax.device_put(tree, NamedSharding(self._mesh, spec))
+
+  def _stack(self, trees: Sequence[Any]):
+    """Pytrees stacked over runs, on the devices."""
+    return self._put(jax.tree.map(lambda *a: np.stack(a), *trees), P("runs"))
+
+  def _padded(self, setting: Setting):
+    """(pool, (rows, mask, domain), scaling) in the shapes of the group."""
+    trimmed = [r[:n] for r, n in zip(*setting.pool, strict=True)]
+    missing = self._blocks - len(setting.rows)
+    pad = lambda a: np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)])
+    places = tuple(pad(a) for a in (setting.rows, setting.mask, setting.domain))
+    return make_pool(trimmed, width=self._width), places, setting.scaling
 
 
-def train_wave(
-  program: WaveProgram,
-  runs: Sequence[Run],
-  on_chunk: Callable[[int], None] = lambda steps: None,
-) -> tuple[list[Evaluation], TrainState]:
-  """Trains the runs of one wave and evaluates them every ``eval_every`` steps.
-
-  Args:
-    program: The programs of their method.
-    runs: Runs of that method.
-    on_chunk: Called with the number of run-steps just done.
-
-  Returns:
-    The evaluations in order of step, then run; and the final states, stacked.
-    A run that diverged has evaluations only up to its last finite chunk.
-  """
-  bench, began = program.bench, time.perf_counter()
-  config, place = bench.config, _placement(len(runs))
-  settings = [bench.setting(run.target) for run in runs]
-  stack = lambda trees: place(jax.tree.map(lambda *a: np.stack(a), *trees))
-  pool = place(_stack_pools([s.pool for s in settings]))
-  blocks = [_pad_blocks(s, settings) for s in settings]
-  rows, mask, domain = (place(np.stack(column)) for column in zip(*blocks, strict=True))
-  state = program.init(
-    place(np.array([run.seed for run in runs], np.uint32)),
-    stack([s.scaling for s in settings]),
-    stack([_as_float32(run_hyper(bench, program.method, run)) for run in runs]),
-  )
-  evaluations, step, alive = [], 0, [True] * len(runs)
-  while step < config["total_steps"]:
-    length = min(config["eval_every"], config["total_steps"] - step)
-    state, metrics = program.advance(bench.arrays, pool, state, length)
-    measured = program.evaluate(bench.arrays, rows, mask, domain, state)
-    metrics, measured = jax.tree.map(np.asarray, (metrics, measured))
-    for i, run in enumerate(runs):
-      if alive[i]:
-        alive[i] = _still_finite(run, {k: v[i] for k, v in metrics.items()}, step)
-    step += length
-    wall = time.perf_counter() - began
-    for i, run in enumerate(runs):
-      if alive[i]:
-        found = {k: float(v[i]) for k, v in measured.items()}
-        found |= {f"train/{k}": float(v[i].mean()) for k, v in metrics.items()}
-        found = name_sources(found, settings[i].split.sources)
-        evaluations.append(Evaluation(run, step, found, wall))
-    on_chunk(length * len(runs))
-  return evaluations, state
+def wave_size(config: Mapping[str, Any]) -> int:
+  """Largest number of runs of a wave: ``config.wave``, or a default of the device."""
+  on_cpu = jax.default_backend() == "cpu"
+  return config["wave"] or (_WAVE_CPU if on_cpu else _WAVE_ACCELERATOR)
 
 
 def train_all(
   bench: Workbench,
-  runs: Iterable[Run],
-  on_wave: Callable[[list[Evaluation]], None],
-  on_states: Callable[[WaveProgram, Sequence[Run], TrainState], None] | None = None,
+  runs: Sequence[Run],
+  on_wave: Callable[[Wave], None],
+  *,
+  done: Collection[Run] = (),
 ) -> None:
   """Trains all runs, wave by wave, methods one after another.
+
+  Which runs share a wave depends on ``runs`` alone: a table that was interrupted
+  goes on in the same waves, and ends with the same numbers.
 
   Args:
     bench: The workbench.
     runs: The runs, of any methods.
-    on_wave: Called with the evaluations of each finished wave.
-    on_states: Called with program, runs and final states of each finished wave.
+    on_wave: Called with each finished wave.
+    done: Runs that need no training; a wave of such runs is left out.
   """
-  runs = list(runs)
-  size, steps = wave_size(bench.config), bench.config["total_steps"]
-  # Different numbers of sources are different shapes, hence different programs.
-  sources = {t: len(bench.split(t).sources) for t in {r.target for r in runs}}
-  groups: dict[tuple[str, int], list[Run]] = {}
+  done, size = set(done), wave_size(bench.config)
+  # Different static facts (a number of sources, say) are different programs.
+  groups: dict[Any, list[Run]] = {}
   for run in runs:
-    groups.setdefault((run.method, sources[run.target]), []).append(run)
-  with tqdm(total=len(runs) * steps, unit="step", unit_scale=True) as bar:
-    for (name, _), members in groups.items():
-      program = WaveProgram(bench, name, members[0].target)
-      for start in range(0, len(members), size):
-        wave = members[start : start + size]
-        bar.set_description(f"{name} {start + len(wave)}/{len(members)} runs")
-        evaluations, state = train_wave(program, wave, bar.update)
-        on_wave(evaluations)
-        if on_states is not None:
-          on_states(program, wave, state)
-        bar.write(_wave_line(name, wave, evaluations, bench.config["metric"]))
+    groups.setdefault((run.method, bench.task(run.target)), []).append(run)
+  waves = {group: _waves(members, size) for group, members in groups.items()}
+  left = {g: [w for w in ws if not done.issuperset(w)] for g, ws in waves.items()}
+  count = sum(len(wave) for some in left.values() for wave in some)
+  with Progress(count * bench.config["total_steps"], 0, "") as progress:
+    for group, members in groups.items():
+      name, targets = group[0], list(dict.fromkeys(run.target for run in members))
+      if left[group]:
+        program = WaveProgram(bench, name, targets, len(waves[group][0]))
+      for i, wave in enumerate(left[group]):
+        progress.name(f"{name} {i + 1}/{len(left[group])}")
+        result = program.train(wave, progress.add)
+        on_wave(result)
+        progress.write(_wave_line(name, result, bench.config["metric"]))
 
 
-def _wave_line(name, wave, evaluations, metric) -> str:
-  last = [e for e in evaluations if e.step == max(x.step for x in evaluations)]
-  if not last:
-    return f"{name}: all {len(wave)} runs diverged."
-  mean = lambda key: 100 * np.mean([e.metrics[key] for e in last])
-  return (
-    f"{name}: {len(last)} runs, {last[0].wall_time_s:.1f} s, last step: source "
-    f"validation {mean(f'val/{metric}'):.1f}, target {mean(f'target/{metric}'):.1f}"
-  )
+def _waves(members: Sequence[Run], size: int) -> list[Sequence[Run]]:
+  """Waves of at most ``size`` runs, the last one perhaps smaller than the others."""
+  each = -(-len(members) // -(-len(members) // size))
+  return [members[i : i + each] for i in range(0, len(members), each)]
 
 
-def _still_finite(run: Run, metrics, start: int) -> bool:
-  bad = first_nonfinite(metrics, start)
-  if bad is not None:
-    log.error(
-      "%s, target %s, seed %d %s: %s stopped being finite at step %d; the run is left "
-      "out of the table from there on.",
-      *(run.method, run.target, run.seed, dict(run.overrides) or "", bad[1], bad[0]),
+def _wave_line(name: str, wave: Wave, metric: str) -> str:
+  lines = [f"{d}; the run is left out." for d in wave.diverged]
+  last = max((e.step for e in wave.evaluations), default=0)
+  ended = [e for e in wave.evaluations if e.step == last]
+  if ended:
+    mean = lambda key: 100 * np.mean([e.metrics[key] for e in ended])
+    lines.append(
+      f"{name}: {len(ended)} runs, {ended[0].wall_time_s:.1f} s, last step: source "
+      f"validation {mean(f'val/{metric}'):.1f}, target {mean(f'target/{metric}'):.1f}"
     )
-  return bad is None
-
-
-def name_sources(metrics: dict[str, float], sources) -> dict[str, float]:
-  for i, name in enumerate(sources):
-    for key in [k for k in metrics if k.startswith(f"val/source{i}/")]:
-      metrics[f"val/{name}/{key.rpartition('/')[2]}"] = metrics.pop(key)
-  return metrics
-
-
-def _stack_pools(pools: Sequence[Pool]) -> Pool:
-  width = max(p.rows.shape[1] for p in pools)
-  rows = [
-    make_pool([r[:c] for r, c in zip(*p, strict=True)], width=width) for p in pools
-  ]
-  return jax.tree.map(lambda *a: np.stack(a), *rows)
-
-
-def _pad_blocks(setting, settings):
-  """(rows, mask, domain) of a setting, padded to the most blocks of any."""
-  count = max(len(s.rows) for s in settings)
-  pad = lambda a: np.concatenate([a, np.zeros((count - len(a), *a.shape[1:]), a.dtype)])
-  return pad(setting.rows), pad(setting.mask), pad(setting.domain)
+  return "\n".join(lines)
 
 
 def _as_float32(tree):
   return jax.tree.map(np.float32, tree)
-
-
-def _placement(runs: int) -> Callable[[Any], Any]:
-  """Puts arrays with a leading axis of runs on the devices, sharded if they divide."""
-  devices = jax.devices()
-  usable = max(d for d in range(1, len(devices) + 1) if runs % d == 0)
-  if usable == 1:
-    return lambda tree: jax.tree.map(jnp.asarray, tree)
-  mesh = jax.make_mesh(
-    (usable,), ("runs",), axis_types=(AxisType.Auto,), devices=devices[:usable]
-  )
-  sharding = NamedSharding(mesh, P("runs"))
-  return lambda tree: jax.device_put(tree, sharding)

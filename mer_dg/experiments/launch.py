@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import json
 from pathlib import Path
 from typing import Any
 
-from mer_dg.experiments import single
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, validate
-from mer_dg.experiments.grid import Evaluation, Run, train_all
-from mer_dg.experiments.search import choose, final_runs, search_runs
-from mer_dg.experiments.workdir import Workdir
-from mer_dg.reporting import append_records, read_records, stable_hash, write_report
+from mer_dg.experiments.grid import Divergence, Wave, train_all
+from mer_dg.experiments.runs import Evaluation, Run, record_of, run_id
+from mer_dg.experiments.search import Choice, choose, final_runs, search_runs
+from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
+from mer_dg.reporting import append_records, stable_hash, write_atomic, write_report
 
 MODES = ("train", "evaluate", "report")
 
 
-def run(config: Any, *, workdir: str = "", mode: str = "train", name: str = "run"):
+def run(
+  config: Any, *, workdir: str = "", mode: str = "train", name: str = "run"
+) -> str:
   """Runs an experiment.
 
   Args:
@@ -26,105 +29,126 @@ def run(config: Any, *, workdir: str = "", mode: str = "train", name: str = "run
       the same command resumes.
     mode: "train" (one run if ``config.target`` is set, else the table of all
       targets, methods and seeds), "evaluate" (re-evaluates the selected
-      checkpoint of one run) or "report" (tables and plots from records).
+      checkpoint of one run) or "report" (tables and plots from records alone).
     name: Name of the experiment, for headings.
 
   Returns:
     The text that was printed at the end.
 
   Raises:
-    ConfigError: For a wrong config, or a workdir of another one.
+    ConfigError: For a wrong config.
+    WorkdirError: For a workdir of another one, or one that holds too little.
     DataError: For wrong data.
+    MethodError: For a method that does not fit the data.
+    TrainingDiverged: If the loss of a single run stops being finite.
   """
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is not one of {MODES}.")
   config = validate(config)
-  bench = Workbench(config)
-  check_tasks(bench)
-  folder = Workdir(workdir or Path("runs") / f"{name}-{stable_hash(config)[:8]}", config)
+  if mode == "evaluate" and not config["target"]:
+    raise ConfigError(
+      "--mode=evaluate takes one run: name the held-out domain after the config file "
+      "(configs/x.py:DOMAIN)."
+    )
+  default = Path("runs") / f"{name}-{stable_hash(config)[:8]}"
+  folder = Workdir(workdir or default, config)
   print(f"Workdir: {folder.path}")
-  if mode == "evaluate":
-    if not config["target"]:
-      raise ConfigError("--mode=evaluate takes one run: set config.target.")
-    text = _lines(single.evaluate(bench, folder))
-  else:
-    if mode == "train" and config["target"]:
+  if mode != "report":
+    bench = Workbench(config)
+    bench.check()
+    if config["target"]:
+      from mer_dg.experiments import single  # Orbax and Grain: not for the table.
+
+    if mode == "evaluate":
+      text = _lines(single.evaluate(bench, folder))
+    elif config["target"]:
+      folder.create()
       single.train(bench, folder)
-    elif mode == "train":
+    else:
+      folder.create()
       train_table(bench, folder)
+  if mode != "evaluate":
     text = report(folder, config, name)
   print(text)
   return text
 
 
-def check_tasks(bench: Workbench) -> None:
-  """Raises for anything wrong with the tasks, before anything compiles."""
-  config = bench.config
-  targets = (config["target"],) if config["target"] else bench.targets()
-  methods = (config["method"],) if config["target"] else config["methods"]
-  for target in targets:
-    task = bench.task(bench.split(target))
-    for method in methods:
-      bench.method(method, task)
-
-
 def train_table(bench: Workbench, workdir: Workdir) -> None:
   """Trains what the table lacks: the search if there is one, then all runs."""
-  config, targets, chosen = bench.config, bench.targets(), {}
+  config, targets = bench.config, bench.targets()
+  chosen: dict[tuple[str, str], Choice] = {}
   if config["search"]["trials"]:
-    path = workdir.path / "search.jsonl"
     runs = search_runs(config, targets)
-    _train_missing(bench, runs, path)
-    chosen = choose(_evaluations_of(bench, runs, read_records(path)), config["metric"])
-  _train_missing(bench, final_runs(config, targets, chosen), workdir.results)
+    _train_missing(bench, runs, workdir, workdir.search)
+    chosen = choose(runs, _evaluations(bench, runs, workdir), config["metric"])
+  runs = final_runs(config, targets, chosen)
+  _train_missing(bench, runs, workdir, workdir.results)
   workdir.finish()
 
 
-def _train_missing(bench: Workbench, runs: list[Run], path: Path) -> None:
-  """Trains the runs whose last record is not in ``path``, writing as waves end."""
-  known = read_records(path) if path.exists() else []
-  done = {r["run_id"] for r in known if r["step"] == bench.config["total_steps"]}
-  missing = [r for r in runs if _record(bench, Evaluation(r, 0, {}, 0.0)) not in done]
-  if len(missing) < len(runs):
-    print(f"{len(runs) - len(missing)} of {len(runs)} runs are there already.")
+def _train_missing(
+  bench: Workbench, runs: Sequence[Run], workdir: Workdir, path: Path
+) -> None:
+  """Trains the runs that have neither ended nor diverged, writing as waves end."""
+  last = bench.config["total_steps"]
+  ended = {r["run_id"] for r in workdir.records(path) if r["step"] == last}
+  ended |= {row["run_id"] for row in read_lines(workdir.diverged)}
+  done = {run for run in runs if run_id(bench, run) in ended}
+  if done:
+    print(f"{len(done)} of {len(runs)} runs are there already.")
 
-  def on_wave(evaluations: list[Evaluation]) -> None:
-    append_records(path, [_full_record(bench, e) for e in evaluations])
+  def on_wave(wave: Wave) -> None:
+    # A wave that is repeated after a kill appends what was not there yet.
+    append_records(path, [record_of(bench, e) for e in wave.evaluations])
+    _append_diverged(bench, workdir.diverged, wave.diverged)
 
-  if missing:
-    train_all(bench, missing, on_wave)
-
-
-def _full_record(bench: Workbench, e: Evaluation):
-  return single.record_of(bench, e.run, e.step, e.metrics, e.wall_time_s)
-
-
-def _record(bench: Workbench, e: Evaluation) -> str:
-  return _full_record(bench, e)["run_id"]
+  if len(done) < len(runs):
+    train_all(bench, runs, on_wave, done=done)
 
 
-def _evaluations_of(bench, runs, records):
-  """Records joined to the runs they belong to: ``(run, metrics, step)``."""
-  by_id = {_record(bench, Evaluation(r, 0, {}, 0.0)): r for r in runs}
+def _append_diverged(bench: Workbench, path: Path, new: Sequence[Divergence]) -> None:
+  if new:
+    rows = {row["run_id"]: row for row in read_lines(path)}
+    for d in new:
+      identity = run_id(bench, d.run)
+      rows[identity] = {"run_id": identity, "message": str(d)}
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
+
+
+def _evaluations(
+  bench: Workbench, runs: Sequence[Run], workdir: Workdir
+) -> list[Evaluation]:
+  """The evaluations of a search, from its records."""
+  by_id = {run_id(bench, run): run for run in runs}
   return [
-    (by_id[r["run_id"]], r["metrics"], r["step"])
-    for r in records
+    Evaluation(by_id[r["run_id"]], r["step"], r["metrics"], r["wall_time_s"])
+    for r in workdir.records(workdir.search)
     if r["run_id"] in by_id
   ]
 
 
 def report(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
-  """Writes ``report/`` from the records of a workdir; returns its Markdown."""
+  """Writes ``report/`` from the records of a workdir; returns its Markdown.
+
+  Raises:
+    WorkdirError: If there are no records.
+  """
   records = workdir.records()
   if not records:
-    raise FileNotFoundError(f"{workdir.results} holds no records yet; train first.")
-  return write_report(
+    raise WorkdirError(f"{workdir.results} holds no records; train first.")
+  text = write_report(
     workdir.path,
     records,
     metric=config["metric"],
     reference=config["methods"][0],
     title=name,
   )
+  diverged = read_lines(workdir.diverged)
+  if diverged:
+    lines = [f"- {row['message']}" for row in diverged]
+    text += "\n### Left out: runs that diverged\n\n" + "\n".join(lines) + "\n"
+    write_atomic(workdir.path / "report" / "table.md", text)
+  return text
 
 
 def _lines(metrics: Mapping[str, float]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mer_dg.experiments.grid import Run
+from mer_dg.experiments.runs import Evaluation, Run
+
+# What a search finds for a method and target: overrides, and how many it tried.
+Choice = tuple[tuple[tuple[str, float], ...], int]
 
 
 def draw(trial: int, name: str, low: float, high: float) -> float:
@@ -31,7 +34,11 @@ def search_runs(config: Mapping[str, Any], targets: Sequence[str]) -> list[Run]:
   """
   search, runs = config["search"], []
   for method in config["methods"]:
-    space = search["space"].get(method, {})
+    space = {
+      f"{term}.{number}": bounds
+      for term, numbers in search["space"].get(method, {}).items()
+      for number, bounds in numbers.items()
+    }
     trials = search["trials"] if space else 0
     for trial in range(trials + 1):
       overrides = tuple(
@@ -48,7 +55,7 @@ def search_runs(config: Mapping[str, Any], targets: Sequence[str]) -> list[Run]:
 def final_runs(
   config: Mapping[str, Any],
   targets: Sequence[str],
-  chosen: Mapping[tuple[str, str], tuple[tuple[tuple[str, float], ...], int]],
+  chosen: Mapping[tuple[str, str], Choice],
 ) -> list[Run]:
   """Runs of the table.
 
@@ -67,24 +74,26 @@ def final_runs(
 
 
 def choose(
-  evaluations: Sequence[tuple[Run, Mapping[str, float], int]], metric: str
-) -> dict[tuple[str, str], tuple[tuple[tuple[str, float], ...], int]]:
+  runs: Sequence[Run], evaluations: Sequence[Evaluation], metric: str
+) -> dict[tuple[str, str], Choice]:
   """The trial with the best mean source validation per method and target.
 
   Each run counts with its best evaluation (that is how it is selected in the
-  table); ties go to lower validation NLL, then to the earlier trial.
+  table), a run without any, because it diverged, as the worst there can be. Ties
+  go to lower validation NLL, then to the earlier trial.
 
   Args:
-    evaluations: ``(run, metrics, step)`` of the search.
+    runs: All runs of the search, trial by trial.
+    evaluations: Their evaluations.
     metric: Headline metric.
 
   Returns:
     ``{(method, target): (overrides, number of trials)}``.
   """
-  best: dict[Run, tuple[float, float]] = {}
-  for run, metrics, _ in evaluations:
-    score = (metrics[f"val/{metric}"], -metrics["val/nll"])
-    best[run] = max(best.get(run, (-math.inf, -math.inf)), score)
+  best = dict.fromkeys(runs, (-math.inf, -math.inf))
+  for e in evaluations:
+    score = (e.metrics[f"val/{metric}"], -e.metrics["val/nll"])
+    best[e.run] = max(best[e.run], score)
   cells: dict[tuple[str, str], dict[tuple, list[tuple[float, float]]]] = {}
   for run, score in best.items():
     trials = cells.setdefault((run.method, run.target), {})

@@ -2,72 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import json
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.data.sampling import Pool
 from mer_dg.data.stream import DevicePrefetch, stream_batches
 from mer_dg.experiments.build import (
   Setting,
   Workbench,
   inspect_embeddings,
   make_measure,
+  name_sources,
 )
-from mer_dg.experiments.config import protocol_hash
-from mer_dg.experiments.grid import Run, name_sources, run_hyper
-from mer_dg.experiments.workdir import MetricsLog, Workdir
+from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
+from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
 from mer_dg.networks import describe
-from mer_dg.reporting import (
-  append_records,
-  device_name,
-  git_revision,
-  make_record,
-)
-from mer_dg.reporting.plots import write_atomic
-from mer_dg.training.checkpoints import Checkpoints
+from mer_dg.reporting import append_records, write_atomic
+from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
 from mer_dg.training.loop import fit
 from mer_dg.training.state import TrainState, make_state, run_keys
-from mer_dg.training.step import make_evaluate, make_train_step
+from mer_dg.training.step import (
+  Step,
+  make_evaluate,
+  make_streamed_evaluate,
+  make_summary,
+  make_train_step,
+)
+
+_NO_CHECKPOINT = "{} holds no checkpoint; train first (--mode=train)."
 
 
-def record_of(bench: Workbench, run: Run, step, metrics, wall_time_s) -> Any:
-  """The record of one evaluation of a run."""
-  config, split = bench.config, bench.split(run.target)
-  method = bench.method(run.method, bench.task(split))
-  hyper = run_hyper(bench, method, run)
-  flat = {f"optimizer.{k}": v for k, v in hyper["optimizer"].items()}
-  for term, numbers in hyper["method"].items():
-    flat |= {f"{term}.{k}": v for k, v in numbers.items()}
-  return make_record(
-    method=run.method,
-    target=run.target,
-    sources=split.sources,
-    modalities=bench.dataset.modalities,
-    dataset=bench.dataset.name,
-    data_version=bench.dataset.version,
-    seed=run.seed,
-    split_seed=config["split_seed"],
-    hyper=flat,
-    config_hash=protocol_hash(config),
-    trials=run.trials,
-    step=step,
-    metrics=metrics,
-    git_revision=git_revision(),
-    wall_time_s=wall_time_s,
-    device=device_name(),
-  )
+def the_run(bench: Workbench) -> Run:
+  """The run of a config with ``target``."""
+  config = bench.config
+  return Run(config["method"], config["target"], config["seed"])
 
 
-def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Any]:
+def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Step]:
   """Setting, state before the first step, and the training step of a run."""
   config, setting = bench.config, bench.setting(run.target)
-  task = bench.task(setting.split)
-  method = bench.method(run.method, task)
+  method = bench.method(run.method, run.target)
   horizon = dict(
     schedule=config["optimizer"]["schedule"], total_steps=config["total_steps"]
   )
@@ -80,7 +60,7 @@ def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Any]:
       method,
       seed=seed,
       scaling=setting.scaling,
-      hyper=run_hyper(bench, method, run),
+      hyper=run_hyper(bench, run),
       **horizon,
     )
 
@@ -88,24 +68,25 @@ def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Any]:
 
 
 def _evaluator(bench: Workbench, setting: Setting) -> Callable[[TrainState], dict]:
-  measure = make_measure(bench.config["metric"], setting.split.sources)
-  evaluate = jax.jit(make_evaluate(bench.network, measure, inspect_embeddings))
+  sources = setting.split.sources
+  measure = make_measure(bench.config["metric"], len(sources))
+  summary = make_summary(measure, inspect_embeddings)
+  if bench.config["driver"] == "stream":
+    arrays, evaluate = bench.host_arrays, make_streamed_evaluate(bench.network, summary)
+  else:
+    arrays, evaluate = bench.arrays, jax.jit(make_evaluate(bench.network, summary))
+  places = (setting.rows, setting.mask, setting.domain)
+  return lambda state: name_sources(evaluate(arrays, *places, state.variables), sources)
 
-  def run_evaluation(state: TrainState) -> dict[str, float]:
-    found = evaluate(
-      bench.arrays, setting.rows, setting.mask, setting.domain, state
-    )
-    found = {k: float(v) for k, v in found.items()}
-    return name_sources(found, setting.split.sources)
 
-  return run_evaluation
+def _on_device(pool: Pool) -> Pool:
+  return Pool(*map(jnp.asarray, pool))
 
 
 def _driver(bench: Workbench, setting: Setting, state: TrainState, step):
   per_domain = bench.per_domain(setting.split)
   if bench.config["driver"] == "resident":
-    pool = jax.tree.map(jax.numpy.asarray, setting.pool)
-    return ResidentDriver(step, bench.arrays, pool, per_domain)
+    return ResidentDriver(step, bench.arrays, _on_device(setting.pool), per_domain)
   stream = stream_batches(
     bench.dataset,
     key=run_keys(state.key).order,
@@ -125,8 +106,8 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
   Returns:
     The final state.
   """
-  config = bench.config
-  run = Run(config["method"], config["target"], config["seed"])
+  config, run = bench.config, the_run(bench)
+  run_id(bench, run)  # Git is asked for the revision before jax has work to do.
   setting, state, step = _prepare(bench, run)
   print(describe(state.variables))
   evaluate, driver = _evaluator(bench, setting), _driver(bench, setting, state, step)
@@ -135,12 +116,12 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
   def on_resume(resumed: int) -> None:
     logs.append(MetricsLog(workdir, resumed))
     if resumed:
-      print(f"Resuming {workdir.path} at step {resumed}.")
+      print(f"Resuming {workdir.path} at step {resumed} of {config['total_steps']}.")
 
   def on_eval(at: int, metrics) -> None:
-    wall = time.perf_counter() - began
+    found = Evaluation(run, at, metrics, time.perf_counter() - began)
     # Written before its checkpoint; a record that is there already stays.
-    append_records(workdir.results, [record_of(bench, run, at, metrics, wall)])
+    append_records(workdir.results, [record_of(bench, found)])
     logs[0].events(at, metrics)
 
   try:
@@ -153,13 +134,15 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
         total_steps=config["total_steps"],
         log_every=config["log_every"],
         eval_every=config["eval_every"],
-        score=f"val/{config['metric']}",
+        # The rule and the ties of `evaluation.select`.
+        rank=lambda found: (found[f"val/{config['metric']}"], -found["val/nll"]),
         on_log=lambda at, metrics: logs[0].write(at, metrics),
         on_eval=on_eval,
         on_resume=on_resume,
         label=f"{run.method} -> {run.target}",
       )
   finally:
+    driver.close()
     for log in logs:
       log.close()
   workdir.finish()
@@ -177,18 +160,24 @@ def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
     The metrics; also written to ``evaluation.json``.
 
   Raises:
-    FileNotFoundError: If there is no checkpoint.
+    WorkdirError: If there is no checkpoint.
+    CheckpointError: If it cannot be read.
   """
-  config = bench.config
-  run = Run(config["method"], config["target"], config["seed"])
+  run = the_run(bench)
+  if not workdir.checkpoints.exists():  # Checkpoints would make the folder.
+    raise WorkdirError(_NO_CHECKPOINT.format(workdir.checkpoints))
   setting, template, _ = _prepare(bench, run)
   with Checkpoints(workdir.checkpoints) as checkpoints:
     best = checkpoints.best_step()
     if best is None:
-      raise FileNotFoundError(
-        f"{workdir.checkpoints} holds no checkpoint; train first (--mode=train)."
-      )
-    state, _ = checkpoints.restore(template, best)
+      raise WorkdirError(_NO_CHECKPOINT.format(workdir.checkpoints))
+    try:
+      state, _ = checkpoints.restore(template, best)
+    except CheckpointError as error:
+      raise CheckpointError(
+        f"{error}. It is the one that source validation selects; train again in a new "
+        "workdir to have it back."
+      ) from error
   metrics = _evaluator(bench, setting)(state)
   write_atomic(
     workdir.path / "evaluation.json",

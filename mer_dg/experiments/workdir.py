@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import json
 import os
-import time
-from collections.abc import Mapping
 from pathlib import Path
+import time
 from typing import Any
 
-from mer_dg.experiments.config import ConfigError
-from mer_dg.reporting import read_records
-from mer_dg.reporting.plots import write_atomic
+from mer_dg.reporting import Record, read_records, write_atomic
+
+
+class WorkdirError(ValueError):
+  """The workdir is not what the command needs; the message says why."""
 
 
 class Workdir:
   """Paths of a workdir; refuses one that was started with another config.
 
+  Nothing is written before `create`.
+
   Args:
-    path: The folder; made if absent.
+    path: The folder.
     config: A dict from `validate`.
 
   Raises:
-    ConfigError: If ``config.json`` in the folder differs; the message names the
+    WorkdirError: If ``config.json`` in the folder differs; the message names the
       fields.
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
     self.path = Path(path).expanduser().absolute()
-    stored = self.path / "config.json"
-    if stored.exists():
-      changed = _differences(json.loads(stored.read_text()), config)
+    self._config = config
+    if self._stored.exists():
+      changed = _differences(json.loads(self._stored.read_text()), config)
       if changed:
-        raise ConfigError(
+        raise WorkdirError(
           f"{self.path} belongs to another config: {'; '.join(changed)}. "
           "Choose another --workdir, or the config it was started with."
         )
-    else:
-      self.path.mkdir(parents=True, exist_ok=True)
-      write_atomic(stored, json.dumps(config, indent=2) + "\n")
+
+  @property
+  def _stored(self) -> Path:
+    return self.path / "config.json"
+
+  def create(self) -> None:
+    """Makes the folder and its ``config.json``, unless they are there."""
+    self.path.mkdir(parents=True, exist_ok=True)
+    if not self._stored.exists():
+      write_atomic(self._stored, json.dumps(self._config, indent=2) + "\n")
 
   @property
   def results(self) -> Path:
@@ -60,9 +71,27 @@ class Workdir:
     """``tensorboard/``."""
     return self.path / "tensorboard"
 
-  def records(self) -> list[Any]:
-    """The records written so far; none if there is no file yet."""
-    return read_records(self.results) if self.results.exists() else []
+  @property
+  def search(self) -> Path:
+    """``search.jsonl``: records of a hyperparameter search."""
+    return self.path / "search.jsonl"
+
+  @property
+  def diverged(self) -> Path:
+    """``diverged.jsonl``: runs of a table or search that were given up."""
+    return self.path / "diverged.jsonl"
+
+  def records(self, path: Path | None = None) -> list[Record]:
+    """The records written so far, in `results` by default; none without a file.
+
+    Raises:
+      WorkdirError: If a line before the last one is broken; names it.
+    """
+    path = path or self.results
+    try:
+      return read_records(path) if path.exists() else []
+    except ValueError as error:
+      raise WorkdirError(str(error)) from error
 
   def finish(self) -> None:
     """Writes the marker ``done`` with the time."""
@@ -81,7 +110,7 @@ class MetricsLog:
   def __init__(self, workdir: Workdir, resume_step: int):
     from tensorboardX import SummaryWriter  # 0.2 s that nothing else needs.
 
-    kept = [r for r in read_metrics(workdir.metrics) if r["step"] <= resume_step]
+    kept = [r for r in read_lines(workdir.metrics) if r["step"] <= resume_step]
     write_atomic(workdir.metrics, "".join(json.dumps(r) + "\n" for r in kept))
     self._file = workdir.metrics.open("a")
     self._events = SummaryWriter(str(workdir.tensorboard), purge_step=resume_step + 1)
@@ -90,7 +119,7 @@ class MetricsLog:
     """Appends a row; it is on disk when this returns."""
     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
     self._file.flush()
-    self.events(step, metrics)
+    self.events(step, {f"train/{name}": value for name, value in metrics.items()})
 
   def events(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes TensorBoard scalars only."""
@@ -102,8 +131,8 @@ class MetricsLog:
     self._events.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """Rows of ``metrics.jsonl``; a half-written last line is left out."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+  """Rows of a JSON-lines file; a half-written last line is left out."""
   if not path.exists():
     return []
   whole, _, _ = path.read_text().rpartition("\n")

@@ -56,6 +56,8 @@ def cross_entropy(
     raise ValueError(
       f"targets must be [B] or [B, K] with logits {logits.shape}, got {targets.shape}."
     )
+  if where is not None:  # Before the softmax: 0 times an inf is no zero gradient.
+    logits = jnp.where(where[:, None] > 0, logits, 0.0)
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   if targets.ndim == 1:
     nll = -jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0]

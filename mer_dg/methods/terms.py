@@ -17,8 +17,8 @@ _FEATURES = ("embedding", "projector")
 # What is done to the rows first. "unit": to the unit sphere. "standardize": per
 # dimension over the batch, so that scale cannot buy entropy.
 _NORMALIZE = ("none", "unit", "standardize")
-# Numbers that one estimator has and the others have not. The kernel width is in the
-# units of the (normalised) features; the two weights are the parts of the released loss.
+# Numbers that one estimator has and the others have not. The kernel width is in units
+# of the (normalised) features; the two weights are the parts of the released loss.
 _ESTIMATOR_NUMBERS = {
   "kde": ("bandwidth",),
   "logdet": ("marginal_weight", "spectral_weight"),
@@ -86,8 +86,9 @@ def _mer(task: Task, options: Mapping[str, Any]) -> Term:
         )
       value += hyper[f"weight_{m}"] * one
       logged[f"entropy/{m}"] = nats
-    progress = (context.step + 1) / task.total_steps
-    ramp = (progress - hyper["start"]) / jnp.maximum(hyper["ramp"], 1e-6)
+    # In steps, and a ramp of at least one: a share would round to either side of 0.
+    since = context.step + 1 - hyper["start"] * task.total_steps
+    ramp = since / jnp.maximum(hyper["ramp"] * task.total_steps, 1.0)
     return value * jnp.clip(ramp, 0.0, 1.0), logged
 
   return stateless(loss)

@@ -61,7 +61,7 @@ def same_modalities(name: str, given: Mapping, expected: Mapping) -> None:
 
 
 def class_labels(labels, size: int, num_classes: int) -> jax.Array:
-  """Integer labels in ``[0, num_classes)``, or an error naming the first bad row."""
+  """Labels in ``[0, num_classes)`` as int32, or an error naming the first bad row."""
   if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
     raise TypeError(f"num_classes must be an integer or None, got {num_classes!r}.")
   if num_classes < 1:
@@ -79,7 +79,7 @@ def class_labels(labels, size: int, num_classes: int) -> jax.Array:
       raise ValueError(
         f"labels[{bad[0]}]={values[bad[0]]} is outside [0, {num_classes})."
       )
-  return labels
+  return labels.astype(jnp.int32)
 
 
 def at_least(name: str, value, bound: float, *, strict: bool = False) -> None:

@@ -1,8 +1,9 @@
 """Encoders: raw material -> embedding, one per kind of modality.
 
-Small on purpose: they are trained from scratch, hundreds of times, on CPUs. They
-normalise with LayerNorm only, so no row knows of another: padded rows cannot matter,
-and a batch of runs is a plain ``vmap``.
+Small on purpose: they are trained from scratch, hundreds of times, on CPUs. There are
+no norm layers. Batch statistics would let a padded row matter; LayerNorm, tried on
+spoken and written digits and on accelerometers, cost up to 1.6 times the time of a step
+and won nothing.
 
 Every encoder ends in a linear layer without a non-linearity or norm. The embedding
 then ranges over R^D, where differential entropy means something: after a ReLU part of
@@ -101,13 +102,17 @@ class Mlp(nn.Module):
 
 
 class SequenceEncoder(nn.Module):
-  """1-D convolutions, then mean, deviation and maximum over the valid steps.
+  """1-D convolutions of the centred signal, pooled over time; plus raw statistics.
 
   A sequence of T steps padded to any longer length has the embedding it has at length
   T: padded steps are zeroed after every layer, windows are padded symmetrically, and
-  the statistics run over valid steps. The statistics of the raw channels are kept
-  beside those of the convolutions, because the norms in between take out amplitude,
-  which tells much in sensor data.
+  all statistics run over valid steps.
+
+  The convolutions see each channel minus its own mean over time. What stands in that
+  mean (a posture, the response of a microphone) is often peculiar to a person or a
+  device; a convolution would spread it over all its features. It stays available,
+  once, in the raw statistics: mean, deviation and mean absolute step of each channel.
+  Without norms in between, features keep the amplitude of the signal.
 
   Attributes:
     embedding_dim: Width D of the embedding.
@@ -123,29 +128,28 @@ class SequenceEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    x = _hide(x.astype(self.dtype), mask)
-    statistics = [masked_statistics(x, mask)]
+    x = x.astype(self.dtype)
+    if mask is None:
+      mask = jnp.ones(x.shape[:2], bool)
+    x = _hide(x, mask)
+    mean, deviation, _ = masked_statistics(x, mask)
+    raw = [mean, deviation, mean_absolute_step(x, mask)]
+    x = _hide(x - mean[:, None, :], mask)
     patch = patch_length(self.length, _MAX_STEPS)
     x = patchify(x, (patch,))
-    mask = None if mask is None else mask[:, ::patch]
+    mask = mask[:, ::patch]
     length = -(-self.length // patch)
     stages = max(1, math.ceil(math.log2(length / _STEPS)))
     widths = _widths(self.hidden_dim, stages + 1)
-    x, mask = self._stage(x, mask, widths[0], window=5, stride=1)
-    for width in widths[1:]:
-      x, mask = self._stage(
-        x, mask, width, window=3, stride=2 if length > _STEPS else 1
-      )
-    statistics.append(masked_statistics(x, mask))
-    x = jnp.concatenate(statistics, axis=-1)
+    last_stride = 2 if length > _STEPS else 1
+    layout = [(5, 1)] + [(3, last_stride)] * stages
+    for width, (window, stride) in zip(widths, layout, strict=True):
+      x = convolution.Conv(width, (window,), (stride,), dtype=self.dtype)(x)
+      mask = mask[:, ::stride]
+      x = _hide(nn.relu(x), mask)
+    x = jnp.concatenate([*raw, *masked_statistics(x, mask)], axis=-1)
     x = nn.relu(dense(self.hidden_dim, gain=2.0, dtype=self.dtype)(x))
     return dense(self.embedding_dim, dtype=self.dtype, name="embedding")(x)
-
-  def _stage(self, x, mask, width, *, window, stride):
-    x = convolution.Conv(width, (window,), (stride,), dtype=self.dtype)(x)
-    x = nn.relu(nn.LayerNorm(dtype=self.dtype)(x))
-    mask = None if mask is None else mask[:, ::stride]
-    return _hide(x, mask), mask
 
 
 class GridEncoder(nn.Module):
@@ -174,8 +178,7 @@ class GridEncoder(nn.Module):
     stages = max(1, math.ceil(math.log2(max(x.shape[1:-1]) / _GRID)))
     for width in _widths(self.hidden_dim, stages):
       strides = tuple(2 if n > _GRID else 1 for n in x.shape[1:-1])
-      x = convolution.Conv(width, (3,) * axes, strides, dtype=self.dtype)(x)
-      x = nn.relu(nn.LayerNorm(dtype=self.dtype)(x))
+      x = nn.relu(convolution.Conv(width, (3,) * axes, strides, dtype=self.dtype)(x))
     if axes == 3:
       x = jnp.concatenate([jnp.mean(x, axis=1), jnp.max(x, axis=1)], axis=-1)
     x = x.reshape(x.shape[0], -1)
@@ -220,36 +223,49 @@ def patchify(x: jax.Array, patch: tuple[int, ...]) -> jax.Array:
   return x.reshape(*x.shape[: axes + 1], -1)
 
 
-def masked_statistics(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+def masked_statistics(
+  x: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Mean, standard deviation and maximum over the valid steps of a sequence.
 
   Args:
     x: ``[B, T, C]``.
-    mask: bool ``[B, T]``; ``None`` when all steps are valid.
+    mask: bool ``[B, T]``.
 
   Returns:
-    ``[B, 3 C]``, in that order; zeros (deviation: its floor, 0.003) and zero gradient
-    for a row without valid steps.
+    Three ``[B, C]``; zeros (deviation: its floor, 0.003) and zero gradient for a row
+    without valid steps.
 
   Example:
     >>> x = jnp.array([[[1.0], [3.0], [9.0]]])
-    >>> y = masked_statistics(x, jnp.array([[True, True, False]]))
-    >>> print(*(f"{v:.3f}" for v in y[0]))
+    >>> statistics = masked_statistics(x, jnp.array([[True, True, False]]))
+    >>> print(*(f"{s[0, 0]:.3f}" for s in statistics))
     2.000 1.000 3.000
   """
   dtype, x = x.dtype, x.astype(jnp.float32)  # Sums over thousands of steps.
-  if mask is None:
-    mask = jnp.ones(x.shape[:2], bool)
   valid = mask[:, :, None]
-  count = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(x.dtype)  # [B, 1]
+  count = jnp.maximum(jnp.sum(valid, axis=1), 1)  # [B, 1]
   mean = jnp.sum(jnp.where(valid, x, 0), axis=1) / count
-  deviation = jnp.where(valid, x - mean[:, None, :], 0)
-  variance = jnp.sum(deviation**2, axis=1) / count
-  lowest = jnp.finfo(x.dtype).min
-  maximum = jnp.max(jnp.where(valid, x, lowest), axis=1)
-  maximum = jnp.where(jnp.any(valid, axis=1), maximum, 0)
+  centred = jnp.where(valid, x - mean[:, None, :], 0)
+  variance = jnp.sum(centred**2, axis=1) / count
+  highest = jnp.max(jnp.where(valid, x, jnp.finfo(x.dtype).min), axis=1)
+  highest = jnp.where(jnp.any(valid, axis=1), highest, 0)
   deviation = jnp.sqrt(variance + _VARIANCE_FLOOR)
-  return jnp.concatenate([mean, deviation, maximum], axis=-1).astype(dtype)
+  return mean.astype(dtype), deviation.astype(dtype), highest.astype(dtype)
+
+
+def mean_absolute_step(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean of ``|x_{t+1} - x_t|`` over the pairs of valid steps, ``[B, C]``.
+
+  Example:
+    >>> x = jnp.array([[[1.0], [3.0], [9.0]]])
+    >>> mean_absolute_step(x, jnp.array([[True, True, False]])).tolist()
+    [[2.0]]
+  """
+  valid = mask[:, 1:, None]  # Valid steps come first: then so is the one before.
+  count = jnp.maximum(jnp.sum(valid, axis=1), 1)
+  steps = jnp.abs(x[:, 1:] - x[:, :-1]).astype(jnp.float32)
+  return (jnp.sum(jnp.where(valid, steps, 0), axis=1) / count).astype(x.dtype)
 
 
 def _hide(x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -42,7 +42,8 @@ class Checkpoints:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    rank = lambda metrics: tuple(metrics["rank"])
+    # A tuple where orbax declares a float: it is compared, and nothing else.
+    rank: Any = lambda metrics: tuple(metrics["rank"])
     options = ocp.CheckpointManagerOptions(
       preservation_policy=_POLICY.AnyPreservationPolicy(
         [_POLICY.LatestN(self._keep), _POLICY.BestN(get_metric_fn=rank, n=1)]

@@ -31,9 +31,7 @@ class ResidentDriver:
   def advance(self, state: TrainState, steps: int):
     """See `Driver`. One program per number of steps."""
     if steps not in self._compiled:
-      chunk = make_resident_chunk(
-        self._step, per_domain=self._per_domain, length=steps
-      )
+      chunk = make_resident_chunk(self._step, per_domain=self._per_domain, length=steps)
       self._compiled[steps] = jax.jit(chunk, donate_argnums=2)
     return self._compiled[steps](self._arrays, self._pool, state)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
+import sys
 
+import numpy as np
 from tqdm import tqdm
 
 # Seconds between refreshes where nobody watches a terminal (a log file, CI).
@@ -49,6 +50,14 @@ class Progress:
         shown[f"H[{rest}]"] = value
     self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in shown.items()), False)
     self._bar.update(step - self._bar.n)
+
+  def add(self, steps: int, metrics: Mapping[str, np.ndarray]) -> None:
+    """Moves the bar by ``steps``; metrics are averaged over what is finite."""
+    means = {
+      k: float(np.mean(v, where=np.isfinite(v))) if np.isfinite(v).any() else np.nan
+      for k, v in metrics.items()
+    }
+    self.update(int(self._bar.n) + steps, means)
 
   def name(self, label: str) -> None:
     """Changes the name in front of the bar."""

@@ -169,13 +169,13 @@ def make_streamed_evaluate(network, summary):
 
   def evaluate(arrays: Arrays, rows, mask, domain, variables) -> Metrics:
     batches = (gather_batch(arrays, *b) for b in zip(rows, domain, mask, strict=True))
-    logits, label, first = [], [], None
+    logits, label, inspected = [], [], []
     for batch in batches:
       outputs = predict(variables, batch)
-      first = first or (outputs.embeddings, batch["present"])
+      inspected = inspected or [outputs.embeddings, batch["present"]]
       logits.append(outputs.logits)
       label.append(batch["label"])
-    return summarize(jnp.stack(logits), np.stack(label), domain, mask, *first)
+    return summarize(jnp.stack(logits), np.stack(label), domain, mask, *inspected)
 
   return evaluate
 

@@ -121,20 +121,32 @@ def test_bad_arguments():
       leave_one_domain_out(dataset, **(_SEED | arguments))
 
 
-def test_a_domain_too_small_to_split():
+def test_a_small_source_may_have_no_validation_rows():
   domain = np.arange(600) % 2
   domain[0] = 2
-  with pytest.raises(DataError, match="domain 'd2' .1 rows. leaves 1 training and 0"):
-    leave_one_domain_out(_dataset(domain=domain), "d0", **_SEED)
-  # One row is enough for a target, two rows are enough for a source.
+  split = leave_one_domain_out(_dataset(domain=domain), "d0", **_SEED)
+  assert (split.train["d2"].tolist(), split.val["d2"].size) == ([0], 0)
+  assert split.val["d1"].size > 0
+  # One row is enough for a target; of two rows in a source one validates.
   leave_one_domain_out(_dataset(domain=domain), "d2", **_SEED)
   domain[1] = 2
   split = leave_one_domain_out(_dataset(domain=domain), "d0", **_SEED)
   assert (len(split.train["d2"]), len(split.val["d2"])) == (1, 1)
   # Two rows of one group cannot be separated.
-  grouped = _dataset(domain=domain, group=np.zeros(600, int))
-  with pytest.raises(DataError, match="a source needs both"):
-    leave_one_domain_out(grouped, "d0", **_SEED)
+  grouped = _dataset(domain=domain, group=np.where(domain == 2, 600, np.arange(600)))
+  split = leave_one_domain_out(grouped, "d0", **_SEED)
+  assert (len(split.train["d2"]), len(split.val["d2"])) == (2, 0)
+
+
+def test_sources_without_any_validation_or_training_rows():
+  one_group = _dataset(group=np.zeros(600, int))
+  with pytest.raises(
+    DataError, match=r"validation rows; training rows: {'d1': 200, 'd"
+  ):
+    leave_one_domain_out(one_group, "d0", **_SEED)
+  marked = np.where(np.arange(600) % 3 == 1, 1, 0)  # All rows of d1 validate.
+  with pytest.raises(DataError, match="'d1' .200 rows. leaves no training and 200"):
+    leave_one_domain_out(_dataset(split=marked), "d0", **_SEED)
 
 
 def test_selection_never_sees_the_target():

@@ -10,7 +10,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from mer_dg import entropy
@@ -67,9 +68,7 @@ def main():
   for block_size in (None, 3):
     for kernel in ("gaussian", "student-t"):
       options = dict(kernel=kernel, block_size=block_size)
-      f = lambda z, w, o=options: entropy.kde_entropy(
-        z, where=w, axis_name="data", **o
-      )
+      f = lambda z, w, o=options: entropy.kde_entropy(z, where=w, axis_name="data", **o)
       want = jax.value_and_grad(
         lambda z, o=options: entropy.kde_entropy(z, where=where, **o)
       )(z)

@@ -1,5 +1,6 @@
 """One battery over all fusions, through the seam."""
 
+from flax.core import meta
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ def build(fusion, modalities, **kwargs):
   names = NAMES[:modalities]
   shapes = ((3,), (5,), (2,))
   network = make_network(
-    {m: InputSpec("vector", s) for m, s in zip(names, shapes)},
+    {m: InputSpec("vector", s) for m, s in zip(names, shapes, strict=False)},
     num_classes=3,
     fusion=fusion,
     embedding_dim={m: 4 + i for i, m in enumerate(names)},
@@ -40,7 +41,7 @@ def build(fusion, modalities, **kwargs):
   variables["params"] = jax.tree.unflatten(treedef, leaves)
   inputs = {
     m: jax.random.normal(jax.random.fold_in(KEY, i), (ROWS, *s))
-    for i, (m, s) in enumerate(zip(names, shapes))
+    for i, (m, s) in enumerate(zip(names, shapes, strict=False))
   }
   return network, variables, inputs
 
@@ -141,19 +142,14 @@ def test_lowrank_is_the_explicit_outer_product():
   present = jnp.ones((1, 2), bool)
   shapes = jax.eval_shape(module.init, KEY, z, present)["params"]
   params = jax.tree.map(
-    lambda s: jax.random.normal(jax.random.key(sum(s.shape)), s.shape), shapes
+    lambda s: jax.random.normal(jax.random.key(sum(s.shape)), s.shape),
+    meta.unbox(shapes),
   )
-  params = {k: getattr(v, "value", v) for k, v in params.items()}
-  params = jax.tree.map(lambda x: x, params, is_leaf=lambda x: hasattr(x, "unbox"))
-  from flax.core import meta  # Opens the boxes of initial deviations.
-
-  params = meta.unbox(params)
-  factors = [
-    np.concatenate(
-      [params[f"factor_{i}"]["kernel"], params[f"factor_{i}"]["bias"][None]]
-    ).reshape(-1, 2, 3)
-    for i in range(2)
-  ]
+  factors = []
+  for i in range(2):
+    layer = params[f"factor_{i}"]
+    factor = np.concatenate([layer["kernel"], layer["bias"][None]])
+    factors.append(factor.reshape(-1, 2, 3))
   tensor = np.einsum("irf,jrf,r->ijf", *factors, params["rank_weights"])
   ones = [np.append(z_m[0], 1.0) for z_m in z]
   expected = np.einsum("i,j,ijf->f", *ones, tensor) + params["bias"]
@@ -161,20 +157,33 @@ def test_lowrank_is_the_explicit_outer_product():
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_and_bottleneck_do_not_depend_on_absent_tokens():
-  # Three modalities with the last missing = two modalities with the same weights.
-  for name in ("attention", "bottleneck", "sum", "gated", "lowrank"):
-    module = fusion_lib.make_fusion(
-      name, fusion_dim=8, classifier_dim=4, num_classes=3, dropout=0.0
-    )
-    z = [jax.random.normal(jax.random.key(i), (2, 4)) for i in range(2)]
-    z.append(jnp.zeros((2, 4)))
-    present = jnp.array([[True, True, False]] * 2)
-    from flax.core import meta
+# The parameters of each that belong to the last of three modalities.
+LAST_PARAMETERS = {
+  "sum": ("input_2",),
+  "lowrank": ("factor_2",),
+  "attention": ("input_2",),
+  "bottleneck": ("input_2", "scale"),
+}
 
-    variables = meta.unbox(module.init(KEY, z, present, train=False))
-    expected = module.apply(variables, z, present, train=False)
-    assert np.all(np.isfinite(expected))
+
+@pytest.mark.parametrize("fusion", LAST_PARAMETERS)
+def test_three_modalities_without_the_last_are_two(fusion):
+  network, variables, inputs = build(fusion, 3)
+  two, two_variables, _ = build(fusion, 2)
+  params = jax.tree.map(lambda x: x, variables["params"])
+  fuser = params["fusion"]["fuser"]
+  for name in LAST_PARAMETERS[fusion]:
+    if name == "scale":
+      fuser[name] = fuser[name][:2]
+    else:
+      del fuser[name]
+  assert jax.tree.structure(fuser) == jax.tree.structure(
+    two_variables["params"]["fusion"]["fuser"]
+  )
+  present = {m: jnp.full(ROWS, m != "d e") for m in inputs}
+  expected, _ = network.apply(variables, inputs, present, train=False)
+  actual, _ = two.apply({**variables, "params": params}, inputs, present, train=False)
+  np.testing.assert_allclose(actual.logits, expected.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_names_and_widths():

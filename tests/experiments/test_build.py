@@ -1,0 +1,148 @@
+"""The workbench: wrong data and wrong sizes stop before anything compiles."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mer_dg.data import save_npz
+from mer_dg.experiments import ConfigError, DataError, Workbench, validate
+from mer_dg.experiments.build import name_sources
+
+
+@pytest.fixture
+def bench(tiny):
+  return lambda target="d1", **fields: Workbench(validate(tiny(target, **fields)))
+
+
+@pytest.fixture
+def from_file(bench, tmp_path):
+  """Workbench of arrays that are saved and read back."""
+
+  def make(arrays, target="", **fields):
+    np.savez(tmp_path / "set.npz", **arrays)
+    return bench(
+      target, data__name="npz", data__path=str(tmp_path / "set.npz"), **fields
+    )
+
+  return make
+
+
+def arrays(n=60, domains=3):
+  rng = np.random.default_rng(0)
+  return {
+    "modalities": np.array(["a", "b"]),
+    "a": rng.normal(size=(n, 4)).astype(np.float32),
+    "b": rng.normal(size=(n, 3)).astype(np.float32),
+    "label": np.arange(n) // 2 % 3,
+    "domain": np.array([f"d{i}" for i in range(domains)])[np.arange(n) % domains],
+    "class_names": np.array(["walk", "run", "sit"]),
+  }
+
+
+def test_a_batch_must_divide_and_fit(bench):
+  with pytest.raises(ConfigError, match="config.batch_size=15 must be a multiple"):
+    bench(batch_size=15).check()
+  with pytest.raises(ConfigError, match="takes 50 rows .* 'd0' has 40 .* at most 80"):
+    bench(batch_size=100).check()
+  bench(batch_size=80).check()
+
+
+def test_an_open_batch_size_is_about_96(bench):
+  workbench = bench()
+  assert workbench.per_domain(workbench.split("d1")) == 48
+
+
+def test_unknown_target_names_the_domains(bench):
+  with pytest.raises(DataError, match=r"'d9' is not one of \['d0', 'd1', 'd2'\]"):
+    bench("d9").check()
+  with pytest.raises(DataError, match="'d9' is not one of"):
+    bench("", targets=("d0", "d9")).check()
+
+
+def test_target_among_the_sources_of_a_table(bench):
+  with pytest.raises(DataError, match="target 'd0' is also a source"):
+    bench("", sources=("d0", "d1")).check()
+
+
+def test_class_in_the_target_only_names_class_and_setting(from_file):
+  made = arrays()
+  made["label"] = np.where(made["domain"] == "d2", 2, made["label"] % 2)
+  workbench = from_file(made, "d2")
+  with pytest.raises(
+    DataError,
+    match=r"class 'sit' .* target 'd2' .*config.data.drop_unseen_classes=True",
+  ):
+    workbench.check()
+  made["label"][2] = 0  # One row of a class that the sources have.
+  from_file(made, "d2", data__drop_unseen_classes=True).check()
+
+
+def test_a_network_that_does_not_fit_the_data(from_file):
+  with pytest.raises(ConfigError, match="config.network does not fit.*encoder='conv'"):
+    from_file(arrays(), network__encoder="conv").check()
+
+
+def test_no_file(bench):
+  with pytest.raises(ConfigError, match="config.data.path='' must name a .npz file"):
+    bench(data__name="npz")
+  with pytest.raises((DataError, FileNotFoundError), match="nowhere.npz"):
+    bench(data__name="npz", data__path="nowhere.npz")
+
+
+def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
+  from_file, tmp_path
+):
+  import jax
+
+  from mer_dg.experiments.build import inspect_embeddings, make_measure
+  from mer_dg.training.state import make_state
+  from mer_dg.training.step import make_evaluate, make_streamed_evaluate, make_summary
+
+  made = arrays()
+  made["domain"] = np.where(np.arange(60) == 0, "lone", made["domain"])
+  workbench = from_file(made, "d2")
+  workbench.check()
+  setting = workbench.setting("d2")
+  sources = setting.split.sources
+  assert setting.split.val["lone"].size == 0
+  hyper = {"optimizer": {"lr": 0.1, "weight_decay": 0.0}, "method": {}}
+  method = workbench.method("erm", "d2")
+  state = make_state(
+    workbench.network,
+    method,
+    seed=0,
+    scaling=setting.scaling,
+    hyper=hyper,
+    schedule="constant",
+    total_steps=1,
+  )
+  summary = make_summary(make_measure("accuracy", len(sources)), inspect_embeddings)
+  places = (setting.rows, setting.mask, setting.domain)
+  resident = jax.jit(make_evaluate(workbench.network, summary))
+  found = resident(workbench.arrays, *places, state.variables)
+  metrics = name_sources(found, sources)
+  assert [k for k, v in metrics.items() if np.isnan(v)] == ["val/lone/accuracy"]
+  assert {f"val/{s}/accuracy" for s in sources} <= set(metrics)
+  # Data on the host, block by block, gives the same numbers.
+  streamed = make_streamed_evaluate(workbench.network, summary)
+  again = streamed(workbench.host_arrays, *places, state.variables)
+  for name, value in found.items():
+    np.testing.assert_array_equal(again[name], value, err_msg=name)
+
+
+def test_names_of_sources_that_look_like_numbers():
+  found = {"val/nll": 1, "val/source0/accuracy": 0.5, "val/source1/accuracy": 0.25}
+  named = name_sources(found, ["source1", "d"])
+  assert named == {"val/nll": 1.0, "val/source1/accuracy": 0.5, "val/d/accuracy": 0.25}
+
+
+def test_file_round_trip_through_the_workbench(bench, tmp_path):
+  """The generator's set, saved and read, is the same experiment."""
+  made = bench()
+  save_npz(made.dataset, tmp_path / "set.npz")
+  read = bench(data__name="npz", data__path=str(tmp_path / "set.npz"))
+  assert read.dataset.version == made.dataset.version
+  for a, b in zip(
+    made.arrays.inputs.values(), read.arrays.inputs.values(), strict=True
+  ):
+    assert jnp.array_equal(a, b)

@@ -1,0 +1,185 @@
+"""Many runs at once: the numbers of single runs, of any number of devices, of a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mer_dg.experiments import Workbench, launch, run, validate
+from mer_dg.experiments.grid import WaveProgram, train_all
+from mer_dg.experiments.runs import Run
+from mer_dg.experiments.workdir import Workdir, read_lines
+from mer_dg.reporting import read_records
+
+# The table of test_killed_grid, whose second wave is killed when it is to be written.
+KILLED = """
+import os, runpy, signal, sys
+from mer_dg.experiments import launch
+append, calls = launch.append_records, []
+def kill_at(path, records):
+  calls.append(path)
+  if len(calls) == 2:
+    records = records[:3]  # Half of the wave reaches the disk.
+  append(path, records)
+  if len(calls) == 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+launch.append_records = kill_at
+sys.argv = ["main.py", *sys.argv[1:]]
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+DEVICES = """
+import json, os, sys
+import jax
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+from mer_dg.experiments import Workbench
+from mer_dg.experiments.grid import train_all
+from mer_dg.experiments.runs import Run
+bench, found = Workbench(json.loads(sys.argv[2])), []
+runs = [Run("mer_logdet", "d0", seed) for seed in range(5)]
+def keep(wave):
+  sizes.add(len(wave.state.step.sharding.device_set))
+  found.extend((e.run.seed, e.step, dict(e.metrics)) for e in wave.evaluations)
+sizes = set()
+train_all(bench, runs, keep)
+print("RESULT" + json.dumps([len(jax.devices()), sorted(sizes), found]))
+"""
+
+
+@pytest.fixture(scope="module")
+def bench(tiny):
+  return Workbench(validate(tiny("", wave=3)))
+
+
+def test_runs_of_a_wave_equal_single_runs(bench, finished, comparable):
+  """Bits may differ: products of stacked matrices are summed in another order."""
+  runs = [Run("mer_kde", t, s) for t, s in (("d1", 0), ("d0", 0), ("d1", 3))]
+  wave = WaveProgram(bench, "mer_kde", ["d0", "d1"], 3).train(runs)
+  assert not wave.diverged
+  state, workdir = finished["resident"]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-5),
+    wave.state.params,
+    state.params,
+  )
+  mine = [e for e in wave.evaluations if e.run == runs[0]]
+  for e, record in zip(mine, workdir.records(), strict=True):
+    assert e.step == record["step"]
+    for name, value in record["metrics"].items():
+      np.testing.assert_allclose(e.metrics[name], value, rtol=1e-3, err_msg=name)
+  # The other seed and the other target are other runs.
+  nll = {e.run: e.metrics["val/nll"] for e in wave.evaluations}
+  assert len(set(nll.values())) == 3
+
+
+def test_waves_are_even_and_filled_up(bench):
+  """Four runs at most three at once are two and two, not three and one."""
+  waves = []
+  runs = [Run("erm", "d0", seed) for seed in range(5)]
+  train_all(bench, runs, waves.append)
+  assert [len(w.runs) for w in waves] == [3, 2]
+  assert [w.state.step.shape for w in waves] == [(3,), (3,)]  # One program.
+  assert [e.run.seed for w in waves for e in w.evaluations if e.step == 20] == [
+    0,
+    1,
+    2,
+    3,
+    4,
+  ]
+  # A run's numbers do not depend on its company.
+  again = []
+  train_all(bench, runs, again.append, done=runs[:3])
+  assert [len(w.runs) for w in again] == [2]
+  for a, b in zip(waves[1].evaluations, again[0].evaluations, strict=True):
+    assert a.metrics == b.metrics
+
+
+def test_killed_grid(tiny, flags, tmp_path, repo_root, comparable):
+  words = ["--config.methods=('erm',)", "--config.targets=('d0','d1')"]
+  words += ["--config.seeds=(0,1)", "--config.wave=2"]
+  command = [sys.executable, "-c", KILLED, "--config=configs/cooccurrence.py"]
+  killed = tmp_path / "killed"
+  died = subprocess.run(
+    [*command, *flags, *words, f"--workdir={killed}"],
+    cwd=repo_root,
+    env=os.environ | {"PYTHONPATH": str(repo_root)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert died.returncode == -signal.SIGKILL, died.stderr
+  # Two runs, two steps each; then three records of the next four.
+  assert len(read_records(killed / "results.jsonl")) == 7
+  config = tiny("", methods=("erm",), targets=("d0", "d1"), seeds=(0, 1), wave=2)
+  text = run(config, workdir=str(killed))
+  run(config, workdir=str(tmp_path / "whole"))
+  resumed = read_records(killed / "results.jsonl")
+  whole = read_records(tmp_path / "whole" / "results.jsonl")
+  assert [*map(comparable, resumed)] == [*map(comparable, whole)]
+  assert len(whole) == 8
+  assert "| erm" in text
+
+
+def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeypatch):
+  """Seed 1 gets an absurd learning rate; the other seeds make the table."""
+  runs = [Run("erm", "d0", s, (("optimizer.lr", 1e30),) * (s == 1)) for s in range(3)]
+  monkeypatch.setattr(launch, "final_runs", lambda *_: runs)
+  config = tiny("", methods=("erm",), targets=("d0",), seeds=(0, 1, 2), wave=3)
+  text = run(config, workdir=str(tmp_path))
+  assert {r["seed"] for r in read_records(tmp_path / "results.jsonl")} == {0, 2}
+  (row,) = read_lines(tmp_path / "diverged.jsonl")
+  assert "erm, target d0, seed 1, optimizer.lr 1e+30" in row["message"]
+  assert "stopped being finite at step" in row["message"]
+  for shown in (text, (tmp_path / "report" / "table.md").read_text()):
+    assert "Left out: runs that diverged\n\n- erm, target d0, seed 1" in shown
+  assert "the run is left out" in capsys.readouterr().err
+  # It is not tried again.
+  monkeypatch.setattr(launch, "train_all", lambda *_, **__: pytest.fail("trained"))
+  assert "Left out" in run(config, workdir=str(tmp_path))
+  assert "3 of 3 runs are there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_devices_share_the_runs_and_not_the_numbers(tiny, devices, repo_root):
+  config = validate(tiny("", wave=8, total_steps=10, methods=("mer_logdet",)))
+  command = [sys.executable, "-c", DEVICES, str(devices), json.dumps(config)]
+  # -k: a process that dead-locks among its devices does not heed SIGTERM.
+  found = subprocess.run(
+    ["timeout", "-k", "5", "300", *command],
+    cwd=repo_root,
+    env=os.environ | {"PYTHONPATH": str(repo_root)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert found.returncode == 0, found.stderr
+  result = found.stdout.partition("RESULT")[2]
+  exposed, used, evaluations = json.loads(result)
+  assert (exposed, used) == (devices, [min(devices, 5)])
+  expected = []
+  train_all(
+    Workbench(config),
+    [Run("mer_logdet", "d0", seed) for seed in range(5)],
+    lambda wave: expected.extend(wave.evaluations),
+  )
+  assert len(expected) == len(evaluations) == 5
+  for e, (seed, step, metrics) in zip(expected, evaluations, strict=True):
+    assert (e.run.seed, e.step) == (seed, step)
+    for name, value in e.metrics.items():
+      np.testing.assert_allclose(
+        metrics[name], value, rtol=1e-3, atol=1e-5, err_msg=name
+      )
+
+
+def test_a_finished_table_trains_nothing(tiny, tmp_path, monkeypatch, capsys):
+  config = tiny("", methods=("erm",), targets=("d0",), seeds=(0, 1), wave=2)
+  first = run(config, workdir=str(tmp_path))
+  monkeypatch.setattr(launch, "train_all", lambda *_, **__: pytest.fail("trained"))
+  assert run(config, workdir=str(tmp_path)) == first
+  assert "2 of 2 runs are there already" in capsys.readouterr().out
+  assert Workdir(tmp_path, validate(config)).records()

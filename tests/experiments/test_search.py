@@ -1,0 +1,117 @@
+"""Random search: fresh seeds, source validation only, honest number of trials."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mer_dg.experiments import ConfigError, Workbench, validate
+from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
+from mer_dg.experiments.search import choose, draw, final_runs, search_runs
+
+SPACE = {"mer_kde": {"mer": {"weight": (0.01, 1.0)}, "optimizer": {"lr": (0.001, 0.1)}}}
+
+
+@pytest.fixture
+def config(tiny):
+  made = validate(tiny("", methods=("erm", "mer_kde"), search__trials=3))
+  made["search"]["space"] = SPACE
+  return validate(made)
+
+
+def test_draws_are_log_uniform_and_independent_of_each_other():
+  values = np.array([draw(t, "mer.weight", 0.01, 1.0) for t in range(1000)])
+  share = np.log(values / 0.01) / np.log(100.0)
+  # Mean of 1000 uniforms: standard error 0.009.
+  assert abs(share.mean() - 0.5) < 0.03
+  assert values.min() >= 0.01
+  assert values.max() <= 1.0
+  other = np.array([draw(t, "mer.bandwidth", 0.01, 1.0) for t in range(1000)])
+  assert abs(np.corrcoef(np.log(values), np.log(other))[0, 1]) < 0.1
+
+
+def test_trial_0_is_the_default_and_a_method_without_space_has_one(config):
+  runs = search_runs(config, ["d0", "d1"])
+  of = lambda method: [r for r in runs if r.method == method]
+  assert len(of("erm")) == 2 * 2  # Targets x search seeds.
+  assert len(of("mer_kde")) == 4 * 2 * 2  # Default and three trials.
+  assert {r.seed for r in runs} == {100, 101}
+  assert [r.overrides for r in of("mer_kde")[:4]] == [()] * 4
+  assert {name for name, _ in of("mer_kde")[-1].overrides} == {
+    "mer.weight",
+    "optimizer.lr",
+  }
+
+
+def evaluations(run, *values, nll=1.0):
+  return [
+    Evaluation(
+      run, 10 * i, {"val/accuracy": v, "val/nll": nll, "target/accuracy": 1 - v}, 0.0
+    )
+    for i, v in enumerate(values)
+  ]
+
+
+def test_the_best_mean_of_best_source_validations_wins():
+  runs = [Run("m", "t", s, o) for o in ((), (("w", 1.0),)) for s in (0, 1)]
+  found = [
+    *evaluations(runs[0], 0.5, 0.9, 0.1),
+    *evaluations(runs[1], 0.5),
+    *evaluations(runs[2], 0.75),
+    *evaluations(runs[3], 0.75),
+  ]
+  assert choose(runs, found, "accuracy") == {("m", "t"): ((("w", 1.0),), 2)}
+
+
+def test_ties_go_to_lower_nll_then_to_the_default():
+  runs = [Run("m", "t", 0, o) for o in ((), (("w", 1.0),), (("w", 2.0),))]
+  equal = [e for r in runs for e in evaluations(r, 0.5)]
+  assert choose(runs, equal, "accuracy")[("m", "t")] == ((), 3)
+  better = [*equal[:2], *evaluations(runs[2], 0.5, nll=0.5)]
+  assert choose(runs, better, "accuracy")[("m", "t")] == ((("w", 2.0),), 3)
+
+
+def test_a_diverged_seed_is_no_better_mean():
+  runs = [Run("m", "t", s, o) for o in ((), (("w", 1.0),)) for s in (0, 1)]
+  found = [*evaluations(runs[0], 0.5), *evaluations(runs[1], 0.5)]
+  found += evaluations(runs[2], 0.9)  # Seed 1 of this trial diverged.
+  assert choose(runs, found, "accuracy") == {("m", "t"): ((), 2)}
+  assert choose(runs, [], "accuracy") == {("m", "t"): ((), 2)}
+
+
+def test_final_runs_have_fresh_seeds_and_own_up_to_the_trials(config):
+  chosen = {("mer_kde", "d0"): ((("mer.weight", 0.5),), 4)}
+  runs = final_runs(config, ["d0", "d1"], chosen)
+  assert len(runs) == 2 * 2 * 5
+  tuned = [r for r in runs if r.overrides]
+  assert {(r.method, r.target, r.trials) for r in tuned} == {("mer_kde", "d0", 4)}
+  assert {r.seed for r in tuned} == {0, 1, 2, 3, 4}
+
+
+def test_overrides_reach_state_and_record(config):
+  bench = Workbench(config)
+  run = Run("mer_kde", "d0", 0, (("mer.weight", 0.25), ("optimizer.lr", 0.5)), trials=4)
+  hyper = run_hyper(bench, run)
+  assert hyper["method"]["mer"]["weight"] == 0.25
+  assert hyper["optimizer"]["lr"] == 0.5
+  record = record_of(bench, Evaluation(run, 10, {"val/accuracy": math.nan}, 1.0))
+  assert record["hyper"]["mer.weight"] == 0.25
+  assert record["hyper"]["mer.estimator=kde"] == 1.0
+  assert record["trials"] == 4
+  assert record["run_id"] == run_id(bench, run)
+  # The default of the next run is untouched.
+  default = config["recipes"]["mer_kde"]["mer"]["weight"]
+  plain = run_hyper(bench, Run("mer_kde", "d0", 0))
+  assert plain["method"]["mer"]["weight"] == default != 0.25
+  with pytest.raises(
+    ConfigError, match="override mer.weight: method 'erm' has no such"
+  ):
+    run_hyper(bench, Run("erm", "d0", 0, (("mer.weight", 0.25),)))
+
+
+def test_one_name_for_two_recipes_gives_two_ids(config):
+  run, ids = Run("mer_kde", "d0", 0), set()
+  for scope in ("batch", "per_domain"):
+    config["recipes"]["mer_kde"]["mer"]["scope"] = scope
+    ids.add(run_id(Workbench(validate(config)), run))
+  assert len(ids) == 2

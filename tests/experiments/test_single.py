@@ -1,0 +1,214 @@
+"""One run: drivers agree, a killed run ends as if nothing had happened."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mer_dg.evaluation import select
+from mer_dg.experiments import (
+  TrainingDiverged,
+  Workbench,
+  WorkdirError,
+  run,
+  single,
+  validate,
+)
+from mer_dg.experiments.workdir import Workdir, read_lines
+from mer_dg.training.checkpoints import CheckpointError, Checkpoints
+
+DRIVERS = ("resident", "stream")
+# main.py, in which writing row N of metrics.jsonl is the last thing that happens.
+KILLED = """
+import os, runpy, signal, sys
+from mer_dg.experiments.workdir import MetricsLog
+write, calls = MetricsLog.write, []
+def kill_at(self, step, metrics):
+  write(self, step, metrics)
+  calls.append(step)
+  if len(calls) == int(os.environ["KILL_AT"]):
+    os.kill(os.getpid(), signal.SIGKILL)
+MetricsLog.write = kill_at
+sys.argv = ["main.py", *sys.argv[1:]]
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+def assert_equal_states(a, b):
+  plain = lambda s: s.replace(key=jax.random.key_data(s.key))
+  jax.tree.map(np.testing.assert_array_equal, plain(a), plain(b))
+
+
+def rows(workdir):
+  """metrics.jsonl without speed."""
+  return [
+    {k: v for k, v in row.items() if k != "steps_per_s"}
+    for row in read_lines(workdir.metrics)
+  ]
+
+
+def test_both_drivers_end_with_the_same_bits(finished, comparable):
+  (a, here), (b, there) = finished["resident"], finished["stream"]
+  assert_equal_states(a, b)
+  assert rows(here) == rows(there)
+  assert [*map(comparable, here.records())] == [*map(comparable, there.records())]
+
+
+def test_a_run_learns_and_leaves_what_it_should(finished):
+  state, workdir = finished["resident"]
+  assert int(state.step) == 20
+  assert [row["step"] for row in rows(workdir)] == [5, 10, 15, 20]
+  assert rows(workdir)[-1]["loss/fused"] < rows(workdir)[0]["loss/fused"]
+  assert [r["step"] for r in workdir.records()] == [10, 20]
+  names = {p.name for p in workdir.path.iterdir()}
+  assert {"config.json", "metrics.jsonl", "results.jsonl", "done"} < names
+  assert any(workdir.tensorboard.iterdir())
+  wanted = {"val/accuracy", "target/accuracy", "val/d0/accuracy", "entropy/m0"}
+  assert wanted < set(workdir.records()[-1]["metrics"])
+
+
+# After the first row: no checkpoint yet. After the third: the checkpoint of step 10 is
+# perhaps still being written. After the fourth: everything but the last record.
+@pytest.mark.parametrize(("driver", "kill_at"), [("resident", 3), ("stream", 4)])
+def test_killed_and_started_again(
+  tiny, flags, train, finished, comparable, tmp_path, repo_root, driver, kill_at
+):
+  command = [sys.executable, "-c", KILLED, "--config=configs/cooccurrence.py:d1"]
+  command += [*flags, f"--config.driver={driver}", f"--workdir={tmp_path}"]
+  died = subprocess.run(
+    command,
+    cwd=repo_root,
+    env=os.environ | {"KILL_AT": str(kill_at), "PYTHONPATH": str(repo_root)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert died.returncode == -signal.SIGKILL, died.stderr
+  written = read_lines(tmp_path / "metrics.jsonl")
+  assert [row["step"] for row in written] == [5, 10, 15, 20][:kill_at]
+  assert not (tmp_path / "done").exists()
+
+  state, workdir = train(tmp_path, driver=driver)
+  expected, reference = finished[driver]
+  assert_equal_states(state, expected)
+  assert rows(workdir) == rows(reference)
+  assert [*map(comparable, workdir.records())] == [
+    *map(comparable, reference.records())
+  ]
+
+
+def test_a_truncated_newest_checkpoint(train, finished, comparable, tmp_path):
+  expected, reference = finished["resident"]
+  shutil.copytree(reference.path, tmp_path / "w")
+  for file in (tmp_path / "w" / "checkpoints" / "20" / "state").rglob("*"):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  with pytest.warns(RuntimeWarning, match="checkpoints/20 cannot be read"):
+    state, workdir = train(tmp_path / "w", driver="resident")
+  assert_equal_states(state, expected)
+  assert rows(workdir) == rows(reference)
+  assert [*map(comparable, workdir.records())] == [
+    *map(comparable, reference.records())
+  ]
+
+
+def test_evaluation_equals_the_record_of_the_selected_step(finished, tiny):
+  _, workdir = finished["resident"]
+  config = validate(tiny(driver="resident"))
+  found = single.evaluate(Workbench(config), workdir)
+  (record,) = select(workdir.records(), metric="accuracy")
+  assert found.pop("step") == record["step"]
+  assert found == record["metrics"]
+  stored = json.loads((workdir.path / "evaluation.json").read_text())
+  assert stored["metrics"] == found
+
+
+def test_evaluation_without_a_readable_checkpoint(tiny, finished, tmp_path):
+  _, reference = finished["resident"]
+  config = validate(tiny(driver="resident"))
+  with pytest.raises(WorkdirError, match="holds no checkpoint; train first"):
+    run(config, workdir=str(tmp_path / "none"), mode="evaluate")
+  assert not (tmp_path / "none").exists()
+  shutil.copytree(reference.path, tmp_path / "w")
+  for step in (10, 20):
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / str(step) / "state")
+  with pytest.raises(CheckpointError, match="cannot be read"):
+    run(config, workdir=str(tmp_path / "w"), mode="evaluate")
+
+
+def test_a_workdir_of_another_config_is_refused(tiny, finished):
+  _, workdir = finished["resident"]
+  before = sorted(workdir.path.rglob("*"))
+  with pytest.raises(
+    WorkdirError, match=r"another config: config.optimizer.lr was 0.01 and is now 0.5"
+  ):
+    run(tiny(driver="resident", optimizer__lr=0.5), workdir=str(workdir.path))
+  assert sorted(workdir.path.rglob("*")) == before
+
+
+def test_divergence_stops_the_run_and_leaves_the_last_good_state(
+  tiny, train, finished, tmp_path
+):
+  """A run that goes on from step 10 with an absurd learning rate."""
+  _, reference = finished["resident"]
+  absurd = {"optimizer__lr": 1e30, "driver": "resident"}
+  with pytest.raises(
+    TrainingDiverged, match=r"loss/\w+ stopped being finite at step \d \(steps 1 to 5\)"
+  ):
+    train(tmp_path / "fresh", **absurd)
+  assert not (tmp_path / "fresh" / "done").exists()
+  # The same in a workdir that has a checkpoint: it is still there, and restores.
+  shutil.copytree(reference.path, tmp_path / "w")
+  (tmp_path / "w" / "config.json").unlink()
+  shutil.rmtree(tmp_path / "w" / "checkpoints" / "20")
+  config = validate(tiny(driver="resident"))
+  bench, workdir = Workbench(config), Workdir(tmp_path / "w", config)
+  _, template, _ = single._prepare(bench, single.the_run(bench))
+  hyper = jax.tree.map(np.float32, template.hyper)
+  hyper["optimizer"]["lr"] = np.float32(1e30)
+  with Checkpoints(workdir.checkpoints) as checkpoints:
+    good, meta = checkpoints.restore_latest(template)
+    checkpoints.save(11, good.replace(hyper=hyper), meta, (0.0, 0.0))
+    checkpoints.wait()
+  with pytest.raises(TrainingDiverged, match=r"\(steps 11 to 15\)"):
+    single.train(bench, workdir)
+  with Checkpoints(workdir.checkpoints) as checkpoints:
+    assert checkpoints.steps() == [10, 11]
+    again, _ = checkpoints.restore(template, 10)
+  jax.tree.map(np.testing.assert_array_equal, again.params, good.params)
+
+
+@pytest.mark.parametrize("method", ["erm", "heads", "mer_kde", "mer_logdet"])
+def test_target_rows_replaced_by_noise_change_no_parameter(
+  tiny, method, tmp_path, monkeypatch
+):
+  from mer_dg.experiments import build
+
+  load = build.load_dataset
+
+  def with_noise(data):
+    dataset = load(data)
+    target = (dataset.domain == dataset.domain_id("d1")) & (dataset.split == 2)
+    rng = np.random.default_rng(5)
+    noisy = {
+      m: np.where(target[:, None], 1e3 * rng.normal(size=x.shape), x).astype(x.dtype)
+      for m, x in dataset.inputs.items()
+    }
+    label = np.where(target, rng.permutation(dataset.label), dataset.label)
+    return dataclasses.replace(dataset, inputs=noisy, label=label)
+
+  states = []
+  for name, loader in (("clean", load), ("noisy", with_noise)):
+    monkeypatch.setattr(build, "load_dataset", loader)
+    config = validate(tiny(method=method, total_steps=10))
+    workdir = Workdir(tmp_path / name, config)
+    workdir.create()
+    states.append(single.train(Workbench(config), workdir))
+  jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)

@@ -1,0 +1,248 @@
+"""Terms on outputs made by hand: values, masks, schedules, no field without effect."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mer_dg import entropy
+from mer_dg.methods import TERMS, Task, build_method
+from mer_dg.networks import Outputs
+
+MODALITIES = ("a", "b")
+TASK = Task(MODALITIES, num_classes=3, num_domains=2, num_samples=12, total_steps=10)
+ROWS = 12
+RECIPES = {
+  "erm": {},
+  "unimodal": {"unimodal": {}},
+  "kde": {"mer": {}},
+  "kde per domain": {"mer": {"scope": "per_domain", "normalize": "unit"}},
+  "logdet": {"mer": {"estimator": "logdet", "apply_to": "projector"}},
+  "standardize": {"mer": {"normalize": "standardize"}},
+}
+
+
+def make_outputs(n=ROWS, seed=0):
+  rng = np.random.default_rng(seed)
+  draw = lambda d, scale=1.0: jnp.asarray(scale * rng.normal(size=(n, d)), jnp.float32)
+  return Outputs(
+    # Spread below 1, so that the variance floor of "logdet" is active.
+    embeddings={m: draw(4, 0.6) for m in MODALITIES},
+    projections={m: draw(3, 0.6) for m in MODALITIES},
+    unimodal_logits={m: draw(3) for m in MODALITIES},
+    logits=draw(3),
+  )
+
+
+def make_batch(n=ROWS, mask=None):
+  mask = np.ones(n, bool) if mask is None else mask
+  return {
+    "label": jnp.asarray(np.arange(n) % 3, jnp.int32),
+    "domain": jnp.asarray(np.arange(n) % 2, jnp.int32),
+    "index": jnp.arange(n),
+    "present": {m: jnp.asarray(mask) for m in MODALITIES},
+    "mask": jnp.asarray(mask),
+  }
+
+
+@functools.cache
+def compiled(words, task):
+  """Loss, logged scalars and gradient; numbers are arguments, so words share it."""
+  recipe = {term: dict(options) for term, options in words}
+  method = build_method("m", recipe, task)
+
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def loss(outputs, batch, hyper, step):
+    value, (_, logged) = method.loss(
+      outputs,
+      batch,
+      hyper=hyper,
+      state=method.init_state(),
+      step=step,
+      key=jax.random.key(0),
+      fuse=None,
+      unimodal=None,
+    )
+    return value, logged
+
+  return jax.jit(loss)
+
+
+def run(recipe, outputs, batch, step=9, task=TASK):
+  method = build_method("m", recipe, task)
+  words = tuple((term, tuple(method.words[term].items())) for term in method.terms)
+  hyper = jax.tree.map(jnp.float32, method.hyper)
+  return compiled(words, task)(outputs, batch, hyper, jnp.int32(step))
+
+
+def evaluate(*args, **kw):
+  """(loss, logged) of a recipe; by default at the last step, schedules at their end."""
+  return run(*args, **kw)[0]
+
+
+def gradient(*args, **kw):
+  """Gradient of the loss with respect to the outputs."""
+  return run(*args, **kw)[1]
+
+
+def test_mer_is_minus_the_weighted_sum_of_entropies():
+  outputs, batch = make_outputs(), make_batch()
+  recipe = {"mer": {"weight": 0.3, "bandwidth": 0.7, "weight_b": 2.0}}
+  loss, logged = evaluate(recipe, outputs, batch)
+  h = {m: entropy.kde_entropy(outputs.embeddings[m], bandwidth=0.7) for m in MODALITIES}
+  np.testing.assert_allclose(logged["entropy/a"], h["a"], rtol=1e-6)
+  expected = evaluate({}, outputs, batch)[0] - 0.3 * (h["a"] + 2.0 * h["b"])
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_unit_features_lie_on_the_sphere_and_standardised_ones_are_standard():
+  outputs, batch = make_outputs(), make_batch()
+  z = np.asarray(outputs.embeddings["a"])
+  unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+  standard = (z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-6)
+  for word, features in (("unit", unit), ("standardize", standard)):
+    _, logged = evaluate({"mer": {"normalize": word}}, outputs, batch)
+    expected = entropy.kde_entropy(jnp.asarray(features), bandwidth=1.0)
+    np.testing.assert_allclose(logged["entropy/a"], expected, rtol=1e-5)
+
+
+def test_per_domain_is_the_mean_over_domains():
+  outputs, batch = make_outputs(), make_batch()
+  _, logged = evaluate({"mer": {"scope": "per_domain"}}, outputs, batch)
+  parts = [
+    entropy.kde_entropy(outputs.embeddings["a"][d::2], bandwidth=1.0) for d in (0, 1)
+  ]
+  np.testing.assert_allclose(logged["entropy/a"], np.mean(parts), rtol=1e-5)
+
+
+def test_per_domain_with_one_domain_is_batch():
+  outputs = make_outputs()
+  batch = make_batch() | {"domain": jnp.zeros(ROWS, jnp.int32)}
+  one = TASK._replace(num_domains=1)
+  for recipe in ({"mer": {}}, {"mer": {"estimator": "logdet"}}):
+    scoped = {"mer": {**recipe["mer"], "scope": "per_domain"}}
+    expected = evaluate(recipe, outputs, batch, task=one)[0]
+    actual = evaluate(scoped, outputs, batch, task=one)[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_a_domain_without_two_rows_is_no_part_of_the_mean():
+  outputs, batch = make_outputs(), make_batch()
+  lone = np.where(np.arange(ROWS) == 0, 1, 0)
+  batch |= {"domain": jnp.asarray(lone, jnp.int32)}
+  _, logged = evaluate({"mer": {"scope": "per_domain"}}, outputs, batch)
+  expected = entropy.kde_entropy(outputs.embeddings["a"][1:], bandwidth=1.0)
+  np.testing.assert_allclose(logged["entropy/a"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_padding_changes_nothing(name):
+  """Loss and gradients exactly: padded rows may hold anything."""
+  recipe = RECIPES[name]
+  mask = np.arange(ROWS) < 9
+  outputs, batch = make_outputs(), make_batch(mask=mask)
+  other = make_outputs(seed=1)
+  garbage = jax.tree.map(
+    lambda a, b: jnp.where(mask[:, None], a, 1e3 * b), outputs, other
+  )
+  loss, grad = evaluate(recipe, outputs, batch)[0], gradient(recipe, outputs, batch)
+  np.testing.assert_array_equal(loss, evaluate(recipe, garbage, batch)[0])
+  jax.tree.map(
+    lambda g, h: np.testing.assert_array_equal(g[:9], h[:9]),
+    grad,
+    gradient(recipe, garbage, batch),
+  )
+  jax.tree.map(lambda g: np.testing.assert_array_equal(g[9:], 0.0), grad)
+  # A batch without those rows: sums over other lengths may round differently.
+  short = jax.tree.map(lambda a: a[:9], outputs)
+  jax.tree.map(
+    lambda g, h: np.testing.assert_allclose(g[:9], h, rtol=2e-5, atol=1e-6),
+    grad,
+    gradient(recipe, short, make_batch(9)),
+  )
+  np.testing.assert_allclose(loss, evaluate(recipe, short, make_batch(9))[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_finite_with_hardly_any_row(name, rows):
+  outputs, batch = make_outputs(), make_batch(mask=np.arange(ROWS) < rows)
+  loss, grad = (
+    evaluate(RECIPES[name], outputs, batch)[0],
+    gradient(RECIPES[name], outputs, batch),
+  )
+  assert np.isfinite(loss)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grad))
+
+
+def test_a_missing_modality_gets_no_gradient_where_it_is_missing():
+  outputs, batch = make_outputs(), make_batch()
+  missing = np.arange(ROWS) % 3 == 0
+  batch["present"]["b"] = jnp.asarray(~missing)
+  for name in ("unimodal", "kde", "logdet"):
+    grad = gradient(RECIPES[name], outputs, batch)
+    for tree in (grad.embeddings, grad.projections, grad.unimodal_logits):
+      np.testing.assert_array_equal(tree["b"][missing], 0.0)
+    grads = jax.tree.leaves((grad.embeddings, grad.projections, grad.unimodal_logits))
+    assert any(np.abs(g).max() > 0 for g in grads)
+
+
+def test_weight_zero_is_erm_in_loss_and_gradient():
+  outputs, batch = make_outputs(), make_batch()
+  expected = gradient({}, outputs, batch)
+  for recipe in (RECIPES["kde"], RECIPES["logdet"]):
+    recipe = {"mer": {**recipe["mer"], "weight": 0.0}}
+    actual = gradient(recipe, outputs, batch)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    np.testing.assert_array_equal(
+      evaluate(recipe, outputs, batch)[0], evaluate({}, outputs, batch)[0]
+    )
+
+
+@pytest.mark.parametrize(
+  ("start", "ramp", "expected"),
+  # Share of training after step t of 10 is (t + 1) / 10.
+  [
+    (0.0, 0.0, [1.0] * 10),
+    (0.5, 0.0, [0.0] * 5 + [1.0] * 5),
+    (0.0, 1.0, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
+    (0.2, 0.4, [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    (1.0, 0.0, [0.0] * 10),
+  ],
+)
+def test_schedule(start, ramp, expected):
+  outputs, batch = make_outputs(), make_batch()
+  full = evaluate({"mer": {}}, outputs, batch)[1]["loss/mer"]
+  recipe = {"mer": {"start": start, "ramp": ramp}}
+  factors = [
+    evaluate(recipe, outputs, batch, step=t)[1]["loss/mer"] / full for t in range(10)
+  ]
+  np.testing.assert_allclose(factors, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", TERMS["mer"].options["estimator"])
+def test_no_field_of_mer_is_without_effect(estimator):
+  outputs, batch = make_outputs(), make_batch()
+  base = {"estimator": estimator}
+  method = build_method("m", {"mer": base}, TASK)
+  loss = lambda fields: evaluate({"mer": {**base, **fields}}, outputs, batch, step=4)[0]
+  reference = loss({})
+  for number, value in method.hyper["mer"].items():
+    changed = 0.7 if number in ("start", "ramp") else 1.7 * value
+    assert loss({number: changed}) != reference, number
+  for option, values in TERMS["mer"].options.items():
+    for value in values:
+      if value != method.words["mer"][option]:
+        words = {"estimator": value} if option == "estimator" else {option: value}
+        assert loss(words) != reference, (option, value)
+
+
+@pytest.mark.parametrize("term", ["fused", "unimodal"])
+def test_the_weight_of_a_term_scales_it(term):
+  outputs, batch = make_outputs(), make_batch()
+  _, logged = evaluate({term: {}}, outputs, batch)
+  light, _ = evaluate({term: {"weight": 1.0}}, outputs, batch)
+  heavy, _ = evaluate({term: {"weight": 3.0}}, outputs, batch)
+  np.testing.assert_allclose(heavy - light, 2 * logged[f"loss/{term}"], rtol=1e-5)
