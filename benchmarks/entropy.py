@@ -5,17 +5,17 @@ r"""Speed, memory and agreement of ``mer_dg.entropy`` beside its peers.
   python benchmarks/entropy.py --n=4096 --d=64
 
 Contenders take turns within one run; the columns to read are the ratios. On a shared
-machine the ratio of CPU times (summed over threads) is steadier than that of wall times.
+machine the ratio of CPU times (summed over threads) is steadier than of wall times.
 A peer that is not installed is named as such and skipped.
 
 Work counted, per value and gradient of ``kde_entropy`` (Gaussian, n rows of length d,
 float32), for a roofline on any device:
 
-* floor: three n x n x d products, ``6 n^2 d`` flops (kernel once forward, once backward,
+* floor: three n x n x d products, ``6 n^2 d`` flops (kernel forward and backward,
   weights times samples once);
-* ours: forward ``2 n^2 d``; backward each unordered pair of blocks once: ``n^2 d`` for the
-  kernel and ``2 n^2 d`` for both directions of the product; 5 n^2 d in all (plus the
-  diagonal blocks), 2 n^2 exponentials forward-and-backward times one, i.e. about 2 n^2;
+* ours: forward ``2 n^2 d``; backward each unordered pair of blocks once: ``n^2 d``
+  for the kernel and ``2 n^2 d`` for both directions of the product; 5 n^2 d in all
+  (plus the diagonal blocks), and about 2 n^2 exponentials;
 * bytes that must move: ``4 n d`` in and out per pass. With tiles of b rows the samples
   are read n / b times: ``4 n^2 d / b`` bytes per product, an intensity of b / 2 flops
   per byte, so it is bound by compute, not memory, wherever b is a few hundred.
@@ -27,7 +27,7 @@ import argparse
 import importlib
 import os
 
-# BLAS threads fight with XLA's own on small matrices (25 times slower on a busy machine).
+# BLAS threads fight with XLA's own: small factorisations get 25 times slower.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from _timing import interleaved, print_table
@@ -119,10 +119,8 @@ def torch_squares(torch, x, h, compiled=False):
   return call
 
 
-def keops(x, h):
-  torch, pykeops = optional("torch"), optional("pykeops")
-  if torch is None or pykeops is None:
-    return None
+def keops(torch, x, h):
+  """KeOps: never stores n x n, autograd by further symbolic reductions."""
   from pykeops.torch import LazyTensor
 
   n, d = x.shape
@@ -132,9 +130,11 @@ def keops(x, h):
     z.grad = None
     zi, zj = LazyTensor(z[:, None, :]), LazyTensor(z[None, :, :])
     log_k = -((zi - zj) ** 2).sum(-1) / (2 * h * h)
-    # No masking of self-pairs in KeOps: subtract their weight (exp 0 = 1) instead.
-    log_sum = log_k.logsumexp(dim=1).squeeze(-1)
-    log_p = log_sum + torch.log1p(-torch.exp(-log_sum)) - np.log(n - 1)
+    # Self-pairs are pushed out of reach; subtracting their weight would cancel.
+    row = torch.arange(n, dtype=z.dtype)
+    apart = LazyTensor(row[:, None, None]) - LazyTensor(row[None, :, None])
+    log_k = log_k - 1e30 * (0.5 - apart.abs()).step()
+    log_p = log_k.logsumexp(dim=1).squeeze(-1) - np.log(n - 1)
     value = -log_p.mean() + 0.5 * d * np.log(2 * np.pi * h * h)
     value.backward()
     return value.item()
@@ -161,9 +161,12 @@ def run_floor(n, d):
   )
 
 
-def run_torch(n, d):
+def run_dense(n, d, *, with_keops=False):
+  """Value + gradient beside other frameworks at one fixed bandwidth."""
   h = 1.0
-  print(f"\n# kde_entropy value + gradient against dense autograd, n={n}, d={d}, h={h}")
+  print(
+    f"\n# kde_entropy value + gradient beside other frameworks, n={n}, d={d}, h={h}"
+  )
   z = jax.random.normal(jax.random.key(0), (n, d))
   x = np.asarray(z)
   ours = lambda z: entropy.kde_entropy(z, bandwidth=h)
@@ -172,21 +175,26 @@ def run_torch(n, d):
   if torch is not None:
     calls["torch, cdist + logsumexp"] = torch_dense(torch, x, h)
     calls["torch, squares + logsumexp"] = torch_squares(torch, x, h)
-    compiled = torch_squares(torch, x, h, compiled=True)
-    lazy = keops(x, h)
-    for name, call in (("torch.compile, squares", compiled), ("KeOps", lazy)):
-      if call is None:
-        continue
-      try:
-        call()
-        calls[name] = call
-      except Exception as error:  # a compiler may be missing at run time
-        print(f"  {name}: does not run here: {type(error).__name__}: {error}"[:200])
+    calls["torch.compile, squares"] = torch_squares(torch, x, h, compiled=True)
+  if with_keops and torch is not None and optional("pykeops") is not None:
+    calls["KeOps"] = keops(torch, x, h)
   values = {}
-  for name, call in calls.items():
-    out = call()
-    values[name] = f"value {float(out[0] if isinstance(out, tuple) else out):.5f}"
+  for name in list(calls):
+    try:
+      out = calls[name]()
+      values[name] = f"value {float(out[0] if isinstance(out, tuple) else out):.5f}"
+    except Exception as error:  # a compiler may be missing at run time
+      print(f"  {name}: does not run here: {type(error).__name__}: {error}"[:200])
+      del calls[name]
   print_table(interleaved(calls, rounds=3), "mer_dg.kde_entropy", extra=values)
+
+
+def run_torch(n, d):
+  run_dense(n, d)
+  # KeOps sums over coordinates in its inner loop, which suits small d: minutes per call
+  # at the size above on two cores, hence a smaller table of its own.
+  run_dense(min(n, 1024), d, with_keops=True)
+  run_dense(min(n, 4096), 3, with_keops=True)
 
 
 def run_memory(d):
@@ -240,73 +248,75 @@ def run_small(d):
 
 def run_peers():
   """Value only, n = 2000, d = 1 and 3: what peers compute, and whether it is ours."""
-  for d in (1, 3):
-    n, h = 2000, 0.5
-    print(f"\n# values and times of peers, n={n}, d={d}, h={h}, float32 for ours")
-    x = np.random.default_rng(0).standard_normal((n, d)).astype(np.float32)
-    z = jnp.asarray(x)
-    kde = blocking(
-      lambda z: entropy.kde_entropy(z, bandwidth=h, leave_one_out=False), z
+  run_peers_in(1)
+  run_peers_in(3)
+
+
+def run_peers_in(d):
+  n, h = 2000, 0.5
+  print(f"\n# values and times of peers, n={n}, d={d}, h={h}, float32 for ours")
+  x = np.random.default_rng(0).standard_normal((n, d)).astype(np.float32)
+  z = jnp.asarray(x)
+  kde = blocking(lambda z: entropy.kde_entropy(z, bandwidth=h, leave_one_out=False), z)
+  calls = {
+    "mer_dg.kde_entropy (self-pairs kept)": kde,
+    "mer_dg.knn_entropy k=4": blocking(lambda z: entropy.knn_entropy(z, k=4), z),
+    "mer_dg.marginal_entropy (spacing)": blocking(entropy.marginal_entropy, z),
+  }
+  lower = lambda z: entropy.mixture_entropy_bounds(z, bandwidth=h)[0]
+  calls["mer_dg.mixture_entropy_bounds lower"] = blocking(lower, z)
+  if d == 1:  # scipy and jax.scipy scale the kernel by the covariance
+    factor = h / float(np.std(x, ddof=1))
+    scipy_stats = optional("scipy.stats")
+    if scipy_stats is not None:
+      calls["scipy gaussian_kde"] = lambda: (
+        -np.mean(scipy_stats.gaussian_kde(x.T, bw_method=factor).logpdf(x.T))
+      )
+      calls["scipy differential_entropy (ebrahimi)"] = lambda: np.sum(
+        scipy_stats.differential_entropy(x, method="ebrahimi")
+      )
+    from jax.scipy.stats import gaussian_kde
+
+    calls["jax.scipy gaussian_kde"] = blocking(
+      lambda z: -jnp.mean(gaussian_kde(z.T, bw_method=factor).logpdf(z.T)), z
     )
-    calls = {
-      "mer_dg.kde_entropy (self-pairs kept)": kde,
-      "mer_dg.knn_entropy k=4": blocking(lambda z: entropy.knn_entropy(z, k=4), z),
-      "mer_dg.marginal_entropy (spacing)": blocking(entropy.marginal_entropy, z),
-    }
-    lower = lambda z: entropy.mixture_entropy_bounds(z, bandwidth=h)[0]
-    calls["mer_dg.mixture_entropy_bounds lower"] = blocking(lower, z)
-    if d == 1:  # scipy and jax.scipy scale the kernel by the covariance
-      factor = h / float(np.std(x, ddof=1))
-      scipy_stats = optional("scipy.stats")
-      if scipy_stats is not None:
-        calls["scipy gaussian_kde"] = lambda: (
-          -np.mean(scipy_stats.gaussian_kde(x.T, bw_method=factor).logpdf(x.T))
-        )
-        calls["scipy differential_entropy (ebrahimi)"] = lambda: np.sum(
-          scipy_stats.differential_entropy(x, method="ebrahimi")
-        )
-      from jax.scipy.stats import gaussian_kde
+  if optional("sklearn") is not None:
+    from sklearn.neighbors import KernelDensity, NearestNeighbors
 
-      calls["jax.scipy gaussian_kde"] = blocking(
-        lambda z: -jnp.mean(gaussian_kde(z.T, bw_method=factor).logpdf(z.T)), z
-      )
-    if optional("sklearn") is not None:
-      from sklearn.neighbors import KernelDensity, NearestNeighbors
+    exact = KernelDensity(bandwidth=h, rtol=0, atol=0)
+    calls["sklearn KernelDensity"] = lambda: -np.mean(exact.fit(x).score_samples(x))
 
-      exact = KernelDensity(bandwidth=h, rtol=0, atol=0)
-      calls["sklearn KernelDensity"] = lambda: -np.mean(exact.fit(x).score_samples(x))
+    def npeet_style():
+      from scipy.special import digamma, gammaln
 
-      def npeet_style():
-        from scipy.special import digamma, gammaln
+      eps = NearestNeighbors(n_neighbors=5).fit(x).kneighbors(x)[0][:, 4]
+      log_ball = 0.5 * d * np.log(np.pi) - gammaln(d / 2 + 1)
+      return digamma(n) - digamma(4) + log_ball + d * np.mean(np.log(eps))
 
-        eps = NearestNeighbors(n_neighbors=5).fit(x).kneighbors(x)[0][:, 4]
-        log_ball = 0.5 * d * np.log(np.pi) - gammaln(d / 2 + 1)
-        return digamma(n) - digamma(4) + log_ball + d * np.mean(np.log(eps))
-
-      calls["sklearn kNN, NPEET style, k=4"] = npeet_style
-    infomeasure = optional("infomeasure")
-    if infomeasure is not None:
-      common = dict(base="e")
-      calls["infomeasure metric k=4"] = lambda: infomeasure.entropy(
-        x.astype(float), approach="metric", k=4, noise_level=0, minkowski_p=2, **common
-      )
-      calls["infomeasure kernel (gaussian)"] = lambda: infomeasure.entropy(
-        x.astype(float), approach="kernel", kernel="gaussian", bandwidth=h, **common
-      )
-    mixentropy = optional("mixentropy")
-    if mixentropy is not None:
-      names = [name for name in dir(mixentropy) if not name.startswith("_")]
-      print(f"  mixentropy: public names {names}")
-    values = {}
-    for name in list(calls):
-      try:
-        values[name] = f"value {float(np.squeeze(calls[name]())):.6f}"
-      except Exception as error:
-        print(f"  {name}: {type(error).__name__}: {error}"[:160])
-        del calls[name]
-    print_table(
-      interleaved(calls, rounds=3), "mer_dg.kde_entropy (self-pairs kept)", extra=values
+    calls["sklearn kNN, NPEET style, k=4"] = npeet_style
+  infomeasure = optional("infomeasure")
+  if infomeasure is not None:
+    common = dict(base="e")
+    calls["infomeasure metric k=4"] = lambda: infomeasure.entropy(
+      x.astype(float), approach="metric", k=4, noise_level=0, minkowski_p=2, **common
     )
+    calls["infomeasure kernel (gaussian)"] = lambda: infomeasure.entropy(
+      x.astype(float), approach="kernel", kernel="gaussian", bandwidth=h, **common
+    )
+  mixentropy = optional("mixentropy")
+  if mixentropy is not None:
+    names = [name for name in dir(mixentropy) if not name.startswith("_")]
+    print(f"  mixentropy: public names {names}")
+  values = {}
+  for name in list(calls):
+    try:
+      values[name] = f"value {float(np.squeeze(calls[name]())):.6f}"
+    except Exception as error:
+      print(f"  {name}: {type(error).__name__}: {error}"[:160])
+      del calls[name]
+  print_table(
+    interleaved(calls, rounds=3), "mer_dg.kde_entropy (self-pairs kept)", extra=values
+  )
 
 
 def main():

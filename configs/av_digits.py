@@ -20,8 +20,9 @@ def get_config(target: str = ""):
   c = common.get_config()
   c.target = target
   c.data.name = "av_digits"
-  c.total_steps = 600
-  c.eval_every = 200
+  c.methods = ("erm", "heads", "mer_kde", "mer_logdet")
+  c.total_steps = 300
+  c.eval_every = 100
   return c
 
 

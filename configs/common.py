@@ -80,7 +80,7 @@ def get_config() -> config_dict.ConfigDict:
         apply_to="projector",
         normalize="unit",
         scope="batch",
-        weight=1.0,
+        weight=0.1,
         bandwidth=0.3,
         start=0.0,  # Share of training before the term starts,
         ramp=0.0,  # and over which it ramps up.

@@ -18,6 +18,7 @@ def get_config(target: str = ""):
   c.target = target
   c.data.name = "npz"
   c.metric = "balanced_accuracy"
-  c.total_steps = 600
-  c.eval_every = 200
+  c.methods = ("erm", "heads", "mer_kde", "mer_logdet")
+  c.total_steps = 300
+  c.eval_every = 100
   return c

@@ -123,9 +123,9 @@ def gaussian_entropy(
     where: Boolean ``[..., n]``.
 
   Returns:
-    Nats, ``[...]``. ``-inf`` with zero gradient when the covariance is singular to working
-    precision (n <= d without shrinkage; identical rows; in float32, one row 1e7 times
-    farther away than the others). 0 when fewer than two rows are valid.
+    Nats, ``[...]``. ``-inf`` with zero gradient when the covariance is singular to
+    working precision (n <= d without shrinkage; identical rows; in float32, one row
+    1e7 times farther away than the others). 0 when fewer than two rows are valid.
 
   Raises:
     TypeError: If ``z`` is not floating.
@@ -163,7 +163,7 @@ def _entropy_of_centered(x, count, shrinkage):
   positive = trace > 0
   sigma = jnp.sqrt(jnp.where(positive, trace, 1) / d)
   x = x / (sigma * jnp.sqrt(dof))
-  # Without shrinkage the dual form has no ridge to stand on, but then n < d is singular.
+  # Without shrinkage the dual form has no ridge to stand on; n < d is singular then.
   ridge = shrinkage if n >= d else jnp.where(shrinkage > 0, shrinkage, 1)
   logdet, smallest = ridge_logdet(jnp.sqrt(1 - shrinkage) * x, ridge)
   rounding = jnp.finfo(x.dtype).eps * max(n, d)

@@ -91,12 +91,12 @@ def kde_entropy(
 
   Args:
     z: Samples, ``[..., n, d]``, floating. Half precision is computed in float32.
-    bandwidth: Kernel scale ``h > 0`` in the units of ``z``: a scalar (may be traced), an
-      array ``[d]``, or a rule: ``"scott"``, ``"silverman"``, ``"median"``.
+    bandwidth: Kernel scale ``h > 0`` in the units of ``z``: a scalar (may be traced),
+      an array ``[d]``, or a rule: ``"scott"``, ``"silverman"``, ``"median"``.
       For ``kernel="vmf"`` a scalar; the concentration is ``1 / h**2``.
     kernel: ``"gaussian"``, ``"laplace"`` (radial, ``exp(-|x|/h)``), ``"student-t"``,
-      ``"epanechnikov"`` (radial), ``"vmf"`` (rows are scaled to unit length; entropy with
-      respect to surface area), or a ``Kernel``.
+      ``"epanechnikov"`` (radial), ``"vmf"`` (rows are scaled to unit length;
+      entropy with respect to surface area), or a ``Kernel``.
     leave_one_out: Leave row i out of its own density. Without it the estimate is biased
       down and rewards a small bandwidth.
     where: Boolean ``[..., n]``; False rows are as if deleted (they may be nan).
@@ -110,7 +110,7 @@ def kde_entropy(
       ``reference`` and is left out of its own density. May be traced.
     bandwidth_gradient: Let gradients flow through a bandwidth rule (default: the rule's
       value is a constant).
-    axis_name: Mapped axis (``shard_map``/``vmap``) over which rows are split; the result
+    axis_name: Mapped axis of ``shard_map`` over which rows are split; the result
       is the entropy of all rows, the same on every member.
 
   Returns:

@@ -38,7 +38,7 @@ def knn_entropy(
     block_size: Query rows per tile; None chooses.
 
   Returns:
-    Nats, ``[...]``. ``-inf`` when k + 1 rows coincide (those rows then get no gradient);
+    Nats, ``[...]``. ``-inf`` when k + 1 rows coincide (those rows get no gradient);
     0 below two valid rows.
 
   Raises:

@@ -34,7 +34,8 @@ def marginal_entropy_loss(
   Args:
     z: Features ``[..., n, d]``, floating.
     gamma: Standard deviation aimed at, in the units of ``z``. May be traced.
-    eps: Added to the variance, > 0; bounds the gradient at zero variance. May be traced.
+    eps: Added to the variance, > 0; bounds the gradient at zero variance. May be
+      traced.
     where: Boolean ``[..., n]``.
 
   Returns:

@@ -8,8 +8,8 @@ sum_i W_ij (q_i - r_j)``. Small problems are one tile, and P is kept for the bac
 pass. Large ones never hold more than a tile: the forward pass goes over blocks of
 queries, and the backward pass computes the kernel again (one product of length d per
 pair, cheaper than storing n^2 numbers). When queries and references are the same rows,
-the backward pass visits each unordered pair of blocks once. Value and gradient then cost
-2.5 products of size n x n x d instead of the 3 of a straightforward recomputation.
+the backward pass visits each unordered pair of blocks once. Value and gradient then
+cost 2.5 products of size n x n x d instead of the 3 of a straightforward recomputation.
 """
 
 from __future__ import annotations

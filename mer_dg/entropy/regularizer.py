@@ -99,7 +99,7 @@ def entropy_regularizer(
   Args:
     features: ``{modality: [n, d_m]}``, floating; widths may differ. Leading batch axes
       are allowed, the loss then has them.
-    estimator: ``"kde"``, ``"gaussian"`` (here with ``shrinkage=0.1`` by default, because
+    estimator: ``"kde"``, ``"gaussian"`` (here with ``shrinkage=0.1`` by default:
       n <= d rows have entropy -inf without), ``"knn"``, ``"renyi"``, ``"marginal"``,
       ``"mixture"`` (lower bound), ``"von_neumann"`` or ``"logdet"``.
     weights: ``{modality: scalar}``; 1 where absent. May be traced.
@@ -109,8 +109,8 @@ def entropy_regularizer(
     **kw: Options of the estimator (``bandwidth``, ``k``, ``eps``, ``block_size``, ...).
 
   Returns:
-    ``(loss, {modality: nats})``. A modality without enough valid rows contributes 0 with
-    zero gradient.
+    ``(loss, {modality: nats})``. A modality without enough valid rows contributes 0
+    with zero gradient.
 
   Raises:
     TypeError: If features are not floating or an option is unknown to the estimator.

@@ -30,12 +30,13 @@ def renyi_entropy(
 
   ``form="kernel"``, differential entropy of the density, by resubstitution:
 
-  .. math:: \hat H_\alpha = \tfrac1{1-\alpha} \log \tfrac1n \sum_i \hat p(z_i)^{\alpha-1}
+  .. math:: \hat H_\alpha = \tfrac1{1-\alpha} \log \tfrac1n
+            \sum_i \hat p(z_i)^{\alpha-1}
 
   For alpha = 2 this is minus the log of the *information potential*, the mean kernel
   over pairs; it tends to ``kde_entropy`` as alpha tends to 1. With ``kernel="vmf"``,
-  alpha = 2 and ``bandwidth = (2 t)**-0.5`` it equals minus the uniformity loss of Wang &
-  Isola with parameter t, up to the kernel's log normaliser.
+  alpha = 2 and ``bandwidth = (2 t)**-0.5`` it equals minus the uniformity loss of Wang
+  & Isola with parameter t, up to the kernel's log normaliser.
 
   ``form="matrix"``, a discrete entropy of the rows seen through the kernel, in
   [0, log n]: :math:`\tfrac1{1-\alpha}\log \mathrm{tr}(A^\alpha)` with

@@ -1,4 +1,4 @@
-"""Many runs at once: the numbers of single runs, of any number of devices, of a kill."""
+"""Many runs at once: as single runs, on any number of devices, killed or not."""
 
 import json
 import os
