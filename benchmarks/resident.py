@@ -113,7 +113,8 @@ def make_wave(bench, runs, n: int):
 
   from mer_dg.experiments.grid import WaveProgram
 
-  program = WaveProgram(bench, runs[0].method, bench.targets(), n)
+  method, targets = runs[0].method, bench.targets()
+  program = WaveProgram(bench, method, targets, n, devices=jax.local_devices())
 
   def train(some):
     state, pool = program.begin(some)[:2]

@@ -4,8 +4,10 @@ r"""Spoken + handwritten digits; a new pair of speakers and image source held ou
   python main.py --config=configs/av_digits.py:semeion --workdir=/tmp/semeion
 
 The data folder is config.data.path or the environment variable MER_DG_DATA;
-docs/data.md tells how to get it. Encoders train from log-mel frames (or, with
---config.data.audio=waveform, from the waveform) and from pixels.
+docs/data.md tells how to get it. Encoders train from log-mel frames stretched to one length, and from
+pixels. The convolutional encoders, on unstretched frames or on the waveform, are
+  --config.network.encoder=auto --config.data.audio=logmel    # or waveform
+and generalise worse to another image source (docs/results.md).
 Results with time and device: docs/results.md.
 """
 
@@ -20,6 +22,9 @@ def get_config(target: str = ""):
   c = common.get_config()
   c.target = target
   c.data.name = "av_digits"
+  c.data.audio = "logmel_resampled"
+  c.network.encoder = "mlp"
+  c.network.hidden_dim = 256
   c.methods = ("erm", "heads", "mer_kde", "mer_logdet")
   c.total_steps = 300
   c.eval_every = 100

@@ -31,7 +31,7 @@ def get_config() -> config_dict.ConfigDict:
     modalities=(),  # () is all, in the order of the file.
     val_fraction=0.2,  # Of each source domain, where the set brings no split.
     drop_unseen_classes=False,  # Drop target rows of classes that no source has.
-    audio="logmel",  # av_digits only: logmel or waveform.
+    audio="logmel",  # av_digits only: logmel, logmel_resampled or waveform.
     # cooccurrence only, see mer_dg/data/cooccurrence.py.
     cooccurrence=dict(
       num_classes=4,

@@ -11,10 +11,13 @@ import zlib
 import numpy as np
 
 from mer_dg.data.dataset import DataError, Dataset, make_dataset
-from mer_dg.data.logmel import framed_waveform, log_mel
+from mer_dg.data.logmel import framed_waveform, log_mel, resample_time
 
 DOMAINS = ("mnist", "optdigits", "semeion")
-AUDIO = ("logmel", "waveform")
+AUDIO = ("logmel", "logmel_resampled", "waveform")
+
+# Frames of "logmel_resampled": 400 ms, the median clip, at the usual 20 ms.
+RESAMPLED_STEPS = 20
 ENVIRONMENT = "MER_DG_DATA"
 
 _HOW_TO_GET = (
@@ -71,6 +74,8 @@ def load_av_digits(
     audio: "logmel": ``[N, 64, 40]`` spectrograms by `logmel.log_mel`, or "waveform":
       ``[N, 64, 160]`` samples by `logmel.framed_waveform`. Both are float16, padded
       sequences of 20 ms steps; what exceeds 1.28 s (0.1 % of the clips) is cut.
+      "logmel_resampled": the spectrograms stretched to ``[N, 20, 40]`` by
+      `logmel.resample_time`, for encoders that look at fixed places.
 
   Returns:
     3000 rows with modalities "audio" and "image", 10 classes, domains `DOMAINS`.
@@ -88,18 +93,21 @@ def load_av_digits(
   pairs = _pairs(folder / "avdigits_pairs.csv", speech["label"], digits["label"])
   offset = speech["audio_offset"]
   clip = pairs["audio_index"]
-  features = log_mel if audio == "logmel" else framed_waveform
+  features = framed_waveform if audio == "waveform" else log_mel
   sequence, length = features(
     speech["audio"],
     offset[clip],
     (offset[1:] - offset[:-1])[clip],
     sample_rate=int(speech["sample_rate"]),
   )
+  lengths = {"audio": length}
+  if audio == "logmel_resampled":
+    sequence, lengths = resample_time(sequence, length, RESAMPLED_STEPS), {}
   return make_dataset(
     name="av_digits",
     inputs={"audio": sequence, "image": digits["image"][pairs["image_index"]]},
     kinds={"audio": "sequence", "image": "image"},
-    lengths={"audio": length},
+    lengths=lengths,
     label=pairs["label"],
     domain=pairs["domain"],
     class_names=[str(k) for k in range(10)],

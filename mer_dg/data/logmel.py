@@ -77,6 +77,41 @@ def log_mel(
   return out, frames
 
 
+def resample_time(
+  sequence: np.ndarray, length: np.ndarray, steps: int
+) -> np.ndarray:
+  """Stretches each sequence to ``steps`` steps, linearly between its valid steps.
+
+  The first and the last valid step become the first and the last; how fast
+  somebody speaks, which differs between people, is taken out.
+
+  Args:
+    sequence: Floating ``[N, T, C]``, valid steps first.
+    length: int ``[N]``, valid steps, 1 to T.
+    steps: Steps to stretch to, at least 1.
+
+  Returns:
+    ``[N, steps, C]`` in the dtype of ``sequence``.
+
+  Raises:
+    ValueError: ``steps`` below 1.
+
+  Example:
+    >>> ramp = np.array([[[0.0], [2.0], [9.0]]])
+    >>> resample_time(ramp, np.array([2]), 3)[0, :, 0].tolist()
+    [0.0, 1.0, 2.0]
+  """
+  if steps < 1:
+    raise ValueError(f"steps={steps} must be at least 1.")
+  place = np.linspace(0.0, 1.0, steps)[None, :] * (length[:, None] - 1)  # [N, steps]
+  low = np.floor(place).astype(np.int64)
+  high = np.minimum(low + 1, length[:, None] - 1)
+  weight = (place - low)[..., None]
+  row = np.arange(len(sequence))[:, None]
+  blend = (1 - weight) * sequence[row, low] + weight * sequence[row, high]
+  return blend.astype(sequence.dtype)
+
+
 def framed_waveform(
   audio: np.ndarray,
   start: np.ndarray,

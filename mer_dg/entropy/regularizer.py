@@ -130,15 +130,15 @@ def entropy_regularizer(
       raise ValueError(
         f"{name} has modalities {sorted(table)}, features only {sorted(features)}."
       )
-  loss, nats = 0.0, {}
+  terms, nats = [], {}
   for m, z in features.items():
     z = _arrays.check_samples(f"features[{m!r}]", z)
     mask = where.get(m) if isinstance(where, Mapping) else where
     mask = _arrays.check_where(mask, z, name=f"where (modality {m!r})")
     term, nats[m] = _term(estimator, z, mask, axis_name, kw)
     factor = 1.0 if weights is None else weights.get(m, 1.0)
-    loss = loss + factor * term
-  return loss, nats
+    terms.append(factor * term)
+  return sum(terms[1:], start=terms[0]), nats
 
 
 def _term(estimator, z, where, axis_name, kw):

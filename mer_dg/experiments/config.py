@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import math
 from typing import Any
 
+from mer_dg.data.av_digits import AUDIO
 from mer_dg.data.cooccurrence import TARGET_PAIRINGS
 from mer_dg.methods import MethodError, check_recipe, merge_recipes, numeric_fields
 from mer_dg.networks import ENCODERS, FUSIONS
@@ -87,7 +88,7 @@ SCHEMA: dict[str, Any] = {
     "modalities": _NAMES,
     "val_fraction": _number(0.0, 0.9, open_low=True),
     "drop_unseen_classes": _BOOL,
-    "audio": _one_of("logmel", "waveform"),
+    "audio": _one_of(*AUDIO),
     # How the knobs must fit each other is checked by the generator.
     "cooccurrence": {
       "num_classes": _integer(2),

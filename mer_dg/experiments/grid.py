@@ -1,8 +1,11 @@
 """Many runs of one method as one compiled program, in waves.
 
 A wave is ``vmap`` over runs of ``scan`` over steps: seeds, held-out domains and
-numeric hyperparameters are array axes. With several devices the runs are
-sharded over them; no run talks to another.
+numeric hyperparameters are array axes. With several accelerators the runs are
+sharded over them; no run talks to another. A CPU counts as one device, however
+many jax is told to expose: on two cores two devices are slower than one
+(benchmarks/resident.py --devices=2), and batched LAPACK calls of an evaluation
+dead-lock between them (jaxlib 0.10.2).
 """
 
 from __future__ import annotations
@@ -82,11 +85,22 @@ class WaveProgram:
     name: Method name.
     targets: Held-out domains of the group.
     runs: Runs per wave; rounded up to a multiple of the devices used.
+    devices: Over which runs are sharded; by default all local accelerators.
   """
 
-  def __init__(self, bench: Workbench, name: str, targets: Sequence[str], runs: int):
+  def __init__(
+    self,
+    bench: Workbench,
+    name: str,
+    targets: Sequence[str],
+    runs: int,
+    devices: Sequence[jax.Device] | None = None,
+  ):
     config, self._bench = bench.config, bench
-    devices = jax.local_devices()[:runs]
+    if devices is None:
+      devices = jax.local_devices()
+      devices = devices[:1] if devices[0].platform == "cpu" else devices
+    devices = devices[:runs]
     self.runs = -(-runs // len(devices)) * len(devices)
     self._mesh = jax.make_mesh(
       (len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices
@@ -109,7 +123,7 @@ class WaveProgram:
 
     self._init = jax.jit(self._over_runs(init, (0, 0, 0)))
     # An evaluation knows nothing of the method: one program for all of them.
-    shared = ("evaluate", len(split.sources), len(devices))
+    shared = ("evaluate", len(split.sources), tuple(devices))
     if shared not in bench.programs:
       measure = make_measure(config["metric"], len(split.sources))
       summary = make_summary(measure, inspect_embeddings)

@@ -7,11 +7,14 @@ from mer_dg.data.av_digits import DOMAINS, data_root, load_av_digits
 from mer_dg.data.dataset import DataError
 
 
-@pytest.mark.parametrize(("audio", "width"), [("logmel", 40), ("waveform", 160)])
-def test_made_folder(folder, audio, width):
+@pytest.mark.parametrize(
+  ("audio", "shape"),
+  [("logmel", (64, 40)), ("logmel_resampled", (20, 40)), ("waveform", (64, 160))],
+)
+def test_made_folder(folder, audio, shape):
   dataset = load_av_digits(folder, audio=audio)
   assert dataset.kinds == {"audio": "sequence", "image": "image"}
-  assert dataset.inputs["audio"].shape == (30, 64, width)
+  assert dataset.inputs["audio"].shape == (30, *shape)
   assert dataset.inputs["audio"].dtype == np.float16
   assert dataset.domain_names == DOMAINS
   assert dataset.domain.tolist() == [i // 10 for i in range(30)]
@@ -47,7 +50,7 @@ def test_bad_pairs_are_explained(folder, write_pairs):
 
 def test_unknown_audio_and_damaged_files(folder):
   with pytest.raises(
-    DataError, match="audio='mp3' is not one of .'logmel', 'waveform'"
+    DataError, match="audio='mp3' is not one of .'logmel', 'logmel_resampled', 'waveform'"
   ):
     load_av_digits(folder, audio="mp3")
   (folder / "digit_images.npz").write_bytes(b"PK")

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from mer_dg.data.logmel import FFT_POINTS, framed_waveform, log_mel, mel_filters
+from mer_dg.data.logmel import (
+  FFT_POINTS,
+  framed_waveform,
+  log_mel,
+  mel_filters,
+  resample_time,
+)
 
 _RATE = 8000
 
@@ -119,3 +125,18 @@ def test_waveform_is_the_clip_cut_into_frames():
 def test_bands_without_bins_are_refused():
   with pytest.raises(ValueError, match="bands=200 at sample_rate=8000 leaves a mel"):
     mel_filters(200, sample_rate=_RATE)
+
+
+def test_resample_time_agrees_with_numpy_interp_and_ignores_padding():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(3, 9, 2))
+  length = np.array([1, 4, 9])
+  out = resample_time(x, length, 5)
+  for i, n in enumerate(length):
+    for c in range(2):
+      place = np.linspace(0, n - 1, 5)
+      np.testing.assert_allclose(out[i, :, c], np.interp(place, np.arange(n), x[i, :n, c]))
+  x[0, 1:], x[1, 4:] = 99.0, np.nan
+  np.testing.assert_array_equal(resample_time(x, length, 5), out)
+  with pytest.raises(ValueError, match="steps=0"):
+    resample_time(x, length, 0)

@@ -31,9 +31,9 @@ def build(fusion, modalities, **kwargs):
     num_classes=3,
     fusion=fusion,
     embedding_dim={m: 4 + i for i, m in enumerate(names)},
-    hidden_dim=6,
+    hidden_dim=16,  # Enough that no row meets dead ReLUs only.
     fusion_dim=8,
-    classifier_dim=7,
+    classifier_dim=16,
     projector_dim=5,
     projection_dim=2,
     **kwargs,

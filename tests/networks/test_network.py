@@ -137,7 +137,7 @@ def test_scaling_is_applied_clipped_and_not_trained():
   scaled["scaling"] = {
     "m": {"center": jnp.array([1.0, 10.0]), "inv_scale": jnp.array([0.5, 10.0])}
   }
-  # (2 - 1) / 2 = 0.5 and 10 (11 - 10) = 10, clipped to 2.
+  # (2.006 - 1) / 2 = 0.503 and 10 (11 - 10) = 10, clipped to 2.
   assert_close(
     z(scaled, jnp.array([2.0, 11.0])), z(variables, jnp.array([0.5, 2.0])), atol=1e-6
   )

@@ -1,0 +1,164 @@
+"""The command line as a user types it, in a process of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+TINY = """
+total_steps=20 eval_every=10 log_every=5 network.embedding_dim=8
+network.hidden_dim=16 network.classifier_dim=16 network.projector_dim=16
+network.projection_dim=8 data.cooccurrence.num_domains=3
+data.cooccurrence.train_per_domain=40 data.cooccurrence.val_per_domain=30
+data.cooccurrence.test_per_domain=30 data.cooccurrence.widths=(6,5)
+"""
+FLAGS = [f"--config.{word}" for word in TINY.split()]
+
+
+@pytest.fixture(scope="module")
+def main(repo_root):
+  """``main(*words) -> (exit code, stdout, stderr)``."""
+
+  def call(*words):
+    ended = subprocess.run(
+      [sys.executable, "main.py", *map(str, words)],
+      cwd=repo_root,
+      env=os.environ | {"PYTHONPATH": ""},
+      capture_output=True,
+      text=True,
+      timeout=600,
+      check=False,
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+  return call
+
+
+def test_one_run_then_the_same_command_then_evaluate_and_report(main, tmp_path):
+  words = ("--config=configs/cooccurrence.py:d1", f"--workdir={tmp_path}", *FLAGS)
+  code, out, err = main(*words)
+  assert code == 0, err
+  assert f"Workdir: {tmp_path}" in out
+  # Progress: the loss terms and the entropy of each modality.
+  assert re.search(r"loss \S+ H\[m0\] \S+ H\[m1\] \S+ fused \S+ mer", err)
+  assert "step 20: val/accuracy" in err
+  assert (tmp_path / "done").exists()
+  records = (tmp_path / "results.jsonl").read_text()
+
+  code, out, err = main(*words)
+  assert code == 0, err
+  assert f"Resuming {tmp_path} at step 20 of 20." in out
+  assert (tmp_path / "results.jsonl").read_text() == records
+
+  code, out, err = main(*words, "--mode=evaluate")
+  assert code == 0, err
+  found = json.loads((tmp_path / "evaluation.json").read_text())
+  by_step = {r["step"]: r["metrics"] for r in map(json.loads, records.splitlines())}
+  assert found["metrics"] == by_step[found["step"]]
+  assert f"{found['metrics']['target/accuracy']:.4f}" in out
+
+  table = (tmp_path / "report" / "table.md").read_text()
+  (tmp_path / "report" / "table.md").unlink()
+  code, out, err = main(*words, "--mode=report")
+  assert code == 0, err
+  assert (tmp_path / "report" / "table.md").read_text() == table
+  assert table.strip() in out
+
+
+def test_a_search_then_a_table(main, tmp_path):
+  """2 methods x 2 targets x 2 seeds, after a search with 2 trials."""
+  space = "{'mer_kde':{'mer':{'weight':(0.01,1.0)}}}"
+  code, out, err = main(
+    "--config=configs/cooccurrence.py",
+    f"--workdir={tmp_path}",
+    *FLAGS,
+    "--config.methods=('erm','mer_kde')",
+    "--config.targets=('d0','d1')",
+    "--config.seeds=(0,1)",
+    "--config.search.trials=2",
+    f"--config.search.space={space}",
+  )
+  assert code == 0, err
+  table = (tmp_path / "report" / "table.md").read_text()
+  assert table.strip() in out
+  assert re.search(r"\| method +\|.* d0 .* d1 ", table)
+  assert re.search(r"1\D+3 hyperparameter settings tried", table)
+  for plot in ("targets", "differences"):
+    for suffix in ("png", "svg"):
+      assert (tmp_path / "report" / f"{plot}.{suffix}").stat().st_size > 1000
+  read = lambda name: [*map(json.loads, (tmp_path / name).read_text().splitlines())]
+  searched, final = read("search.jsonl"), read("results.jsonl")
+  assert {r["seed"] for r in searched} == {100, 101}
+  assert {r["seed"] for r in final} == {0, 1}
+  # ERM once, MER as the default and two trials; 2 targets, 2 seeds, 2 evaluations.
+  assert len(searched) == (1 + 3) * 2 * 2 * 2
+  assert len(final) == 2 * 2 * 2 * 2
+  assert {r["method"]: r["trials"] for r in final} == {"erm": 1, "mer_kde": 3}
+  weights = lambda rows: {
+    (r["target"], r["hyper"]["mer.weight"]) for r in rows if r["method"] == "mer_kde"
+  }
+  assert len(weights(searched)) == 2 * 3
+  assert weights(final) <= weights(searched)
+
+
+CONFIG = "--config=configs/cooccurrence.py"
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--config=missing.py"], "--config=missing.py: no such file"),
+    ([], "Flag --config must have a value"),
+    ([CONFIG, "--config.nofield=3"], "no such config field: 'nofield'"),
+    ([CONFIG, "--config.sed=3"], 'Did you mean "seed" instead of "sed"'),
+    ([CONFIG, "--config.optimizer.lr=fast"], "--config.optimizer.lr=fast"),
+    ([CONFIG, "--nonsense=3"], "Unknown command line flag 'nonsense'"),
+    (["--config.seed=1", CONFIG], "--config.seed=1 in argv before"),
+    (["--config=configs/av_digits.py:mars"], "target='mars' is not one of"),
+  ],
+)
+def test_a_wrong_command_line_is_one_paragraph_at_once(main, words, message):
+  code, out, err = main(*words)
+  assert code != 0
+  assert message in err
+  assert "Traceback" not in err
+  assert len(err.strip().splitlines()) <= 2
+  assert out == ""
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--config.batch_size=1000000"], "ConfigError: config.batch_size=1000000 "),
+    (["--config=configs/cooccurrence.py:d77"], "DataError: .*'d77' is not one of"),
+    (["--mode=evaluate"], "--mode=evaluate takes one run"),
+  ],
+)
+def test_a_wrong_value_leaves_nothing_behind(main, tmp_path, words, message):
+  head = [] if words[0].startswith("--config=") else [CONFIG]
+  code, _, err = main(*head, *words, f"--workdir={tmp_path / 'w'}")
+  assert code == 1
+  assert re.search(message, err)
+  assert "Traceback" not in err
+  assert not (tmp_path / "w").exists()
+  if "--mode=evaluate" in words:  # Once is enough: the traceback is there if asked for.
+    assert "Traceback" in main(*head, *words, "--debug")[2]
+
+
+def test_a_sweep_is_one_command_per_run(main, tmp_path):
+  code, out, err = main(
+    CONFIG, "--mode=sweep", "--config.optimizer.lr=0.1", f"--workdir={tmp_path}"
+  )
+  assert code == 0, err
+  lines = out.splitlines()
+  assert lines[0] == (
+    "python main.py --config=configs/cooccurrence.py:d0 --config.optimizer.lr=0.1 "
+    f"--config.seed=0 --workdir={tmp_path}/d0-optimizer.lr=0.1-seed=0"
+  )
+  assert len(set(lines)) == len(lines) == 20
+  code, _, err = main("--config=configs/features.py", "--mode=sweep")
+  assert code == 1
+  assert "configs/features.py has no sweep(add); --mode=sweep needs one." in err
