@@ -13,7 +13,7 @@ Results: docs/results.md.
 
 import os
 
-from configs import common
+from configs import av_digits, cooccurrence, features
 
 SETS = ("gesture_phase", "dsads", "av_digits", "cooccurrence")
 
@@ -25,14 +25,12 @@ LOGDET = dict(weight=(0.1, 10.0), start=(1e-3, 0.5))
 def get_config(name: str = "gesture_phase"):
   if name not in SETS:
     raise ValueError(f"{name!r} is not one of {SETS}.")
-  c = common.get_config()
-  folder = os.environ.get("MER_DG_DATA", "../shared/data")
-  if name in ("gesture_phase", "dsads"):
-    c.data.name = "npz"
-    c.data.path = os.path.join(folder, f"{name}.npz")
-    c.metric = "balanced_accuracy"
+  if name in ("av_digits", "cooccurrence"):
+    c = {"av_digits": av_digits, "cooccurrence": cooccurrence}[name].get_config()
   else:
-    c.data.name = name
+    c = features.get_config()
+    folder = os.environ.get("MER_DG_DATA", "../shared/data")
+    c.data.path = os.path.join(folder, f"{name}.npz")
   c.total_steps = 300
   c.eval_every = 100
   kde = dict(estimator="kde", weight=1.0, bandwidth=0.3)
