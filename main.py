@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 import sys
 
-# JAX calls LAPACK inside its own thread pool on a CPU; OpenBLAS's threads under it
-# slow log-determinants 40-fold and can dead-lock. Read when jax is first imported.
+# JAX calls LAPACK from its own thread pool on a CPU; OpenBLAS's threads under that one
+# slow triangular solves 40-fold on 2 cores. Read when jax is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from absl import app, flags, logging
@@ -25,9 +25,10 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/NAME-HASH.")
 _MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "evaluate", "report", "sweep"],
+  ["train", "evaluate", "report", "diagnose", "sweep"],
   "train one run or a table; evaluate the selected checkpoint of one run; report: "
-  "tables and plots again; sweep: print one command line per run.",
+  "tables and plots again; diagnose: probe encoders trained jointly and alone; "
+  "sweep: print one command line per run.",
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 

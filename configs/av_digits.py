@@ -4,8 +4,9 @@ r"""Spoken + handwritten digits; a new pair of speakers and image source held ou
   python main.py --config=configs/av_digits.py:semeion --workdir=/tmp/semeion
 
 The data folder is config.data.path or the environment variable MER_DG_DATA;
-docs/data.md tells how to get it. Encoders train from log-mel frames stretched to one length, and from
-pixels. The convolutional encoders, on unstretched frames or on the waveform, are
+docs/data.md tells how to get it. Encoders train from log-mel frames stretched to
+one length, and from pixels. The convolutional encoders, on unstretched frames or on
+the waveform, are
   --config.network.encoder=auto --config.data.audio=logmel    # or waveform
 and generalise worse to another image source (docs/results.md).
 Results with time and device: docs/results.md.

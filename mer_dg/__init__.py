@@ -11,7 +11,7 @@ from mer_dg.mixing import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
   "__version__",
   *entropy.__all__,
   *losses.__all__,

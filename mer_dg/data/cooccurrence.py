@@ -125,7 +125,7 @@ def best_target_accuracy(
   """
   latents, _ = _generate(knobs)
   rows = latents.split == SPLITS.index("test")
-  score = 0.0
+  score = np.zeros((int(rows.sum()), knobs.num_classes))
   for m in modalities or latents.causal:
     gap = latents.causal[m][rows][:, None, :] - latents.means[m][None, :, :]
     score = score - 0.5 * (gap**2).sum(axis=-1)

@@ -77,9 +77,7 @@ def log_mel(
   return out, frames
 
 
-def resample_time(
-  sequence: np.ndarray, length: np.ndarray, steps: int
-) -> np.ndarray:
+def resample_time(sequence: np.ndarray, length: np.ndarray, steps: int) -> np.ndarray:
   """Stretches each sequence to ``steps`` steps, linearly between its valid steps.
 
   The first and the last valid step become the first and the last; how fast

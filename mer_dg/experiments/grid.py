@@ -39,8 +39,9 @@ from mer_dg.training.step import (
   make_train_step,
 )
 
-# Runs trained at once where the config leaves it open. On a CPU more runs than
-# this only cost cache (benchmarks/resident.py); an accelerator wants many.
+# Runs trained at once where the config leaves it open. On two CPU cores 1 to 64 runs at
+# once are about equally fast (benchmarks/resident.py --waves): a small wave writes its
+# records sooner. An accelerator wants many.
 _WAVE_CPU = 16
 _WAVE_ACCELERATOR = 256
 

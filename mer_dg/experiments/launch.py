@@ -9,13 +9,14 @@ from typing import Any
 
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, validate
+from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.experiments.grid import Divergence, Wave, train_all
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_id
 from mer_dg.experiments.search import Choice, choose, final_runs, search_runs
 from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
 from mer_dg.reporting import append_records, stable_hash, write_atomic, write_report
 
-MODES = ("train", "evaluate", "report")
+MODES = ("train", "evaluate", "report", "diagnose")
 
 
 def run(
@@ -29,7 +30,8 @@ def run(
       the same command resumes.
     mode: "train" (one run if ``config.target`` is set, else the table of all
       targets, methods and seeds), "evaluate" (re-evaluates the selected
-      checkpoint of one run) or "report" (tables and plots from records alone).
+      checkpoint of one run), "report" (tables and plots from records alone) or
+      "diagnose" (re-probes encoders trained jointly and alone).
     name: Name of the experiment, for headings.
 
   Returns:
@@ -56,18 +58,24 @@ def run(
   if mode != "report":
     bench = Workbench(config)
     bench.check()
-    if config["target"]:
+    if config["target"] and mode != "diagnose":
       from mer_dg.experiments import single  # Orbax and Grain: not for the table.
 
     if mode == "evaluate":
       text = _lines(single.evaluate(bench, folder))
+    elif mode == "diagnose":
+      folder.create()
+      text = to_markdown(diagnose(bench))
+      path = folder.path / "report" / "diagnosis.md"
+      path.parent.mkdir(exist_ok=True)
+      write_atomic(path, text + "\n")
     elif config["target"]:
       folder.create()
       single.train(bench, folder)
     else:
       folder.create()
       train_table(bench, folder)
-  if mode != "evaluate":
+  if mode in ("train", "report"):
     text = report(folder, config, name)
   print(text)
   return text

@@ -57,7 +57,7 @@ def _unimodal(task: Task, options: Mapping[str, Any]) -> Term:
 
 
 def _mer(task: Task, options: Mapping[str, Any]) -> Term:
-  """MER-DG: negative entropy of each modality's features (Sec. 2 of the paper)."""
+  """MER-DG: negative entropy of each modality's features (arXiv 2605.01967)."""
   estimator = options["estimator"]
 
   def regularizer(z, where, hyper):

@@ -17,6 +17,7 @@ import numpy as np
 from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord
 from mer_dg.reporting import formats, tables
+from mer_dg.reporting.files import write_atomic
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -305,14 +306,3 @@ def save_figure(fig: Figure, stem: str | os.PathLike) -> list[pathlib.Path]:
     paths.append(pathlib.Path(f"{os.fspath(stem)}.{suffix}"))
     write_atomic(paths[-1], buffer.getvalue())
   return paths
-
-
-def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
-  """Writes a file under a temporary name beside it and renames it."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  data = content.encode() if isinstance(content, str) else content
-  try:
-    temporary.write_bytes(data)
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)  # Left only if the write failed.

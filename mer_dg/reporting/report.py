@@ -11,6 +11,7 @@ import re
 from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord
 from mer_dg.reporting import formats, plots, tables
+from mer_dg.reporting.files import write_atomic
 
 _HEADINGS = {
   "last": "Last step (no checkpoint selection)",
@@ -87,10 +88,10 @@ def write_report(
     for rule, heading in _HEADINGS.items():
       text.append(f"### {heading}\n\n{formats.to_markdown(of_rule[rule])}")
   markdown = "\n".join(text)
-  plots.write_atomic(folder / "table.md", markdown)
-  plots.write_atomic(folder / "table.csv", formats.to_csv(built))
+  write_atomic(folder / "table.md", markdown)
+  write_atomic(folder / "table.csv", formats.to_csv(built))
   latex = "\n".join(formats.to_latex(table) for table in built)
-  plots.write_atomic(folder / "table.tex", latex)
+  write_atomic(folder / "table.tex", latex)
   return markdown
 
 

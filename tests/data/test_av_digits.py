@@ -50,7 +50,8 @@ def test_bad_pairs_are_explained(folder, write_pairs):
 
 def test_unknown_audio_and_damaged_files(folder):
   with pytest.raises(
-    DataError, match="audio='mp3' is not one of .'logmel', 'logmel_resampled', 'waveform'"
+    DataError,
+    match="audio='mp3' is not one of .'logmel', 'logmel_resampled', 'waveform'",
   ):
     load_av_digits(folder, audio="mp3")
   (folder / "digit_images.npz").write_bytes(b"PK")

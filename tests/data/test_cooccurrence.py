@@ -52,7 +52,8 @@ def test_shapes_follow_the_knobs():
   )
   d = make_cooccurrence(knobs)
   assert [d.inputs[m].shape for m in d.modalities] == [(18, 5), (18, 6), (18, 7)]
-  assert d.num_classes == 3 and d.num_domains == 2
+  assert d.num_classes == 3
+  assert d.num_domains == 2
   assert np.bincount(d.split).tolist() == [8, 6, 4]
 
 
@@ -66,8 +67,8 @@ def test_pairing_names_the_class_in_sources_only(target_pairing):
   assert nearest_mean(both, d.label, source & half, source & ~half) > 0.97
   # In the target it says nothing, or the class before the one it names.
   hit = nearest_mean(both, d.label, source, target)
-  assert hit == pytest.approx(0.25, abs=0.03) if target_pairing == "absent" else (
-    hit < 0.02
+  assert (
+    hit == pytest.approx(0.25, abs=0.03) if target_pairing == "absent" else (hit < 0.02)
   )
 
 
@@ -95,7 +96,7 @@ def test_best_accuracy_is_the_closed_form_of_two_classes():
 
 
 @pytest.mark.parametrize(
-  "field, value",
+  ("field", "value"),
   [
     ("num_classes", 1),
     ("num_domains", 1),

@@ -135,7 +135,9 @@ def test_resample_time_agrees_with_numpy_interp_and_ignores_padding():
   for i, n in enumerate(length):
     for c in range(2):
       place = np.linspace(0, n - 1, 5)
-      np.testing.assert_allclose(out[i, :, c], np.interp(place, np.arange(n), x[i, :n, c]))
+      np.testing.assert_allclose(
+        out[i, :, c], np.interp(place, np.arange(n), x[i, :n, c])
+      )
   x[0, 1:], x[1, 4:] = 99.0, np.nan
   np.testing.assert_array_equal(resample_time(x, length, 5), out)
   with pytest.raises(ValueError, match="steps=0"):

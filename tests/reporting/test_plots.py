@@ -97,7 +97,7 @@ def test_saved_figures_are_whole_and_reproducible(tmp_path):
 
 def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "table.md"
-  plots.write_atomic(path, "old")
+  reporting.write_atomic(path, "old")
 
   def disk_full(self, data):
     with open(self, "wb") as f:
@@ -106,7 +106,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
 
   monkeypatch.setattr(pathlib.Path, "write_bytes", disk_full)
   with pytest.raises(OSError, match="no space"):
-    plots.write_atomic(path, "new text")
+    reporting.write_atomic(path, "new text")
   assert path.read_text() == "old"
   assert list(tmp_path.iterdir()) == [path]
 
