@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mer_dg.experiments import Workbench, launch, run, validate
+from mer_dg.experiments import Workbench, grid, launch, run, validate
 from mer_dg.experiments.grid import WaveProgram, train_all
 from mer_dg.experiments.runs import Run
 from mer_dg.experiments.workdir import Workdir, read_lines
@@ -144,6 +144,25 @@ def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeyp
   monkeypatch.setattr(launch, "train_all", lambda *_, **__: pytest.fail("trained"))
   assert "Left out" in run(config, workdir=str(tmp_path))
   assert "3 of 3 runs are there already" in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_late_leaves_no_evaluation(bench, monkeypatch):
+  found = []
+
+  def second_run_at_step_12(metrics, start):
+    found.append(start)
+    return (12, "loss/fused") if len(found) == 3 + 2 else None
+
+  monkeypatch.setattr(grid, "first_nonfinite", second_run_at_step_12)
+  runs = [Run("erm", "d0", seed) for seed in range(3)]
+  wave = WaveProgram(bench, "erm", ["d0"], 3).train(runs)
+  assert wave.diverged == [grid.Divergence(runs[1], 12, "loss/fused")]
+  assert [(e.run.seed, e.step) for e in wave.evaluations] == [
+    (0, 10),
+    (2, 10),
+    (0, 20),
+    (2, 20),
+  ]
 
 
 @pytest.mark.parametrize(("devices", "used"), [(2, 2), (8, 5)])

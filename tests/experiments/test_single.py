@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,15 +28,18 @@ from mer_dg.experiments.workdir import Workdir, read_lines
 from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.step import make_resident_chunk
 
-# main.py, in which writing row N of metrics.jsonl is the last thing that happens.
+# main.py, in which writing row N of metrics.jsonl is the last thing that happens; if
+# told so, once the checkpoint that is being written meanwhile is complete.
 KILLED = """
-import os, runpy, signal, sys
+import os, runpy, signal, sys, time
 from mer_dg.experiments.workdir import MetricsLog
 write, calls = MetricsLog.write, []
 def kill_at(self, step, metrics):
   write(self, step, metrics)
   calls.append(step)
   if len(calls) == int(os.environ["KILL_AT"]):
+    while not os.path.exists(os.environ["WAIT_FOR"]):
+      time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 MetricsLog.write = kill_at
 sys.argv = ["main.py", *sys.argv[1:]]
@@ -83,18 +87,31 @@ def test_a_run_learns_and_leaves_what_it_should(finished):
   assert wanted < set(workdir.records()[-1]["metrics"])
 
 
-# After the first row: no checkpoint yet. After the third: the checkpoint of step 10 is
-# perhaps still being written. After the fourth: everything but the last record.
-@pytest.mark.parametrize(("driver", "kill_at"), [("resident", 3), ("stream", 4)])
+# After the third row the checkpoint of step 10 is perhaps still being written; after
+# the fourth, everything but the last record is there.
+@pytest.mark.parametrize(
+  ("driver", "kill_at", "resumed"), [("resident", 3, (0, 10)), ("stream", 4, (10,))]
+)
 def test_killed_and_started_again(
-  tiny, flags, train, finished, comparable, tmp_path, repo_root, driver, kill_at
+  flags,
+  train,
+  finished,
+  comparable,
+  tmp_path,
+  repo_root,
+  capsys,
+  driver,
+  kill_at,
+  resumed,
 ):
   command = [sys.executable, "-c", KILLED, "--config=configs/cooccurrence.py:d1"]
   command += [*flags, f"--config.driver={driver}", f"--workdir={tmp_path}"]
   died = subprocess.run(
     command,
     cwd=repo_root,
-    env=os.environ | {"KILL_AT": str(kill_at), "PYTHONPATH": str(repo_root)},
+    env=os.environ
+    | {"PYTHONPATH": str(repo_root), "KILL_AT": str(kill_at)}
+    | {"WAIT_FOR": str(tmp_path / "checkpoints" / "10") if kill_at == 4 else "main.py"},
     capture_output=True,
     text=True,
     timeout=300,
@@ -104,8 +121,11 @@ def test_killed_and_started_again(
   assert [row["step"] for row in written] == [5, 10, 15, 20][:kill_at]
   assert not (tmp_path / "done").exists()
 
-  state, workdir = train(tmp_path, driver=driver)
   expected, reference = finished[driver]
+  capsys.readouterr()
+  state, workdir = train(tmp_path, driver=driver)
+  went_on = re.findall(r"Resuming .* at step (\d+) of 20", capsys.readouterr().out)
+  assert int(went_on[0] if went_on else 0) in resumed
   assert_equal_states(state, expected)
   assert rows(workdir) == rows(reference)
   assert [*map(comparable, workdir.records())] == [
