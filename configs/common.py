@@ -106,7 +106,7 @@ def get_config() -> config_dict.ConfigDict:
   c.search = dict(
     trials=0,
     seeds=(100, 101),  # Fresh seeds (above) are used for the table.
-    # {method: {"term.field" or "optimizer.field": (low, high)}}, log-uniform.
+    # {method: {term or "optimizer": {number: (low, high)}}}, drawn log-uniformly.
     space=dict(),
   )
   return c

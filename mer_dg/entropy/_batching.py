@@ -12,10 +12,10 @@ from jax import lax
 def one_by_one_on_cpu(fn: Callable) -> Callable:
   """``fn`` with a batching rule that loops over the batch on a CPU.
 
-  There, the batched factorisations and triangular solves of jaxlib 0.10 split the
-  batch over the thread pool that also runs the program; inside a scan over training
-  steps this dead-locks (seen on 2 cores with 16 vmapped runs), and one matrix after
-  another is no slower. Other platforms keep the batched kernel.
+  There, programs that scan over training steps of 16 vmapped runs hung with batched
+  factorisations and triangular solves (jaxlib 0.10.2, 2 cores, every time) and do not
+  hang without; one matrix after another is no slower. Other platforms keep the batched
+  kernel.
 
   Args:
     fn: Function of arrays; never differentiated (its callers bring their own rule).

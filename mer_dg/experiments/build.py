@@ -7,6 +7,7 @@ import dataclasses
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -263,9 +264,13 @@ def name_sources(
 def inspect_embeddings(embeddings, present) -> dict[str, Any]:
   """Entropy (kernel, unit sphere, nats) and effective rank of each modality."""
   metrics = {}
+  # One run after another: batched LAPACK calls are suspect, see the grid's docstring.
+  rank = jax.custom_batching.sequential_vmap(
+    lambda z, where: entropy.effective_rank(z, where=where)
+  )
   for m, z in embeddings.items():
     square = jnp.sum(z * z, axis=-1, keepdims=True)
     unit = z / jnp.sqrt(jnp.maximum(square, 1e-12))
     metrics[f"entropy/{m}"] = entropy.kde_entropy(unit, bandwidth=0.5, where=present[m])
-    metrics[f"effective_rank/{m}"] = entropy.effective_rank(z, where=present[m])
+    metrics[f"effective_rank/{m}"] = rank(z, present[m])
   return metrics

@@ -4,8 +4,8 @@ A wave is ``vmap`` over runs of ``scan`` over steps: seeds, held-out domains and
 numeric hyperparameters are array axes. With several accelerators the runs are
 sharded over them; no run talks to another. A CPU counts as one device, however
 many jax is told to expose: on two cores two devices are slower than one
-(benchmarks/resident.py --devices=2), and batched LAPACK calls of an evaluation
-dead-lock between them (jaxlib 0.10.2).
+(benchmarks/resident.py --devices=2), and waves with an evaluation hung there
+(jaxlib 0.10.2; batched LAPACK calls are the suspect, not the proven cause).
 """
 
 from __future__ import annotations
