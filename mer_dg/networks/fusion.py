@@ -290,6 +290,6 @@ def _mean_present(x: jax.Array, present: jax.Array) -> jax.Array:
 
 
 def _masked_softmax(scores: jax.Array, keep: jax.Array) -> jax.Array:
-  """Softmax over the last axis among ``keep``; zeros where nothing is kept."""
-  scores = jnp.where(keep, scores, jnp.finfo(scores.dtype).min)
-  return jnp.where(keep, nn.softmax(scores, axis=-1), 0)
+  """Softmax over the last axis among ``keep``; uniform where nothing is kept."""
+  # Not -inf: a row in which nothing is kept has to stay finite.
+  return nn.softmax(jnp.where(keep, scores, jnp.finfo(scores.dtype).min), axis=-1)
