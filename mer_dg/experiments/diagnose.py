@@ -80,16 +80,16 @@ def _embed(bench: Workbench, variables) -> dict[str, np.ndarray]:
   rows, mask = eval_blocks(np.arange(len(bench.dataset)), _BLOCK)
   predict = make_predict(bench.network)
 
-  def one_run(variables):
+  def one_run(arrays, variables):
     def block(rows_mask):
       rows, mask = rows_mask
-      batch = gather_batch(bench.arrays, rows, jnp.zeros_like(rows), mask)
+      batch = gather_batch(arrays, rows, jnp.zeros_like(rows), mask)
       return predict(variables, batch).embeddings
 
     z = jax.lax.map(block, (rows, mask))
     return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), z)
 
-  z = jax.jit(jax.vmap(one_run))(variables)
+  z = jax.jit(jax.vmap(one_run, in_axes=(None, 0)))(bench.arrays, variables)
   return {m: np.asarray(a[:, : len(bench.dataset)]) for m, a in z.items()}
 
 

@@ -12,7 +12,7 @@ from mer_dg.experiments.diagnose import diagnose, to_markdown
 @pytest.fixture(scope="module")
 def probes():
   config = cooccurrence.get_config()
-  config.methods = ("erm",)
+  config.methods = ("erm", "mer_kde")
   config.targets = ("d0",)
   config.seeds = (0, 1)
   config.total_steps = config.eval_every = 300
@@ -37,6 +37,12 @@ def test_plain_fusion_falls_below_encoders_that_never_saw_each_other(probes):
     assert abs(drop) < 0.06
 
 
+def test_entropy_wins_back_a_large_part(probes):
+  gain = mean(probes, "mer_kde", "fused", "target")
+  gain -= mean(probes, "erm", "fused", "target")
+  assert gain > 0.1  # 20 points over 20 runs when written
+
+
 def test_nothing_beats_the_best_possible_accuracy(probes):
   best = best_target_accuracy(Cooccurrence(seed=1))
   # 500 target rows: three standard errors of a proportion are at most 0.067.
@@ -45,5 +51,5 @@ def test_nothing_beats_the_best_possible_accuracy(probes):
 
 def test_markdown_has_a_row_per_training(probes):
   lines = to_markdown(probes).splitlines()
-  assert [line.split("|")[1].strip() for line in lines[2:]] == ["erm", "alone"]
+  assert [line.split("|")[1].strip() for line in lines[2:]] == ["erm", "mer_kde", "alone"]
   assert all(line.count("|") == lines[0].count("|") for line in lines)
