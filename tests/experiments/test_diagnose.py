@@ -51,5 +51,9 @@ def test_nothing_beats_the_best_possible_accuracy(probes):
 
 def test_markdown_has_a_row_per_training(probes):
   lines = to_markdown(probes).splitlines()
-  assert [line.split("|")[1].strip() for line in lines[2:]] == ["erm", "mer_kde", "alone"]
+  assert [line.split("|")[1].strip() for line in lines[2:]] == [
+    "erm",
+    "mer_kde",
+    "alone",
+  ]
   assert all(line.count("|") == lines[0].count("|") for line in lines)
