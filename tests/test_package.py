@@ -140,6 +140,7 @@ def test_every_foreign_import_is_declared(repo_root, pyproject):
     "ml-collections": "ml_collections",
     "orbax-checkpoint": "orbax",
     "Pillow": "PIL",
+    "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
   }
 
