@@ -28,7 +28,7 @@ from mer_dg.networks import InputSpec, Network, make_network
 _AUTO_BATCH = 96
 # Rows per evaluation block: large enough to keep a device busy, small enough
 # that a hundred vmapped runs of a conv encoder fit in memory.
-_EVAL_BLOCK = 256
+EVAL_BLOCK = 256
 
 
 def load_dataset(data: Mapping[str, Any]) -> Dataset:
@@ -208,7 +208,7 @@ def _make_setting(dataset: Dataset, split: Split) -> Setting:
   source = np.repeat(np.arange(len(val)), [len(v) for v in val])
   rows = np.concatenate([np.concatenate(val)[order], split.test])
   domain = np.concatenate([source[order], np.full(len(split.test), -1)])
-  blocks, mask = eval_blocks(rows, _EVAL_BLOCK)
+  blocks, mask = eval_blocks(rows, EVAL_BLOCK)
   padded = np.full(blocks.size, -1, np.int32)
   padded[: len(domain)] = domain
   return Setting(

@@ -17,12 +17,10 @@ import numpy as np
 
 from mer_dg.data.arrays import eval_blocks, gather_batch
 from mer_dg.evaluation.probe import linear_probe
-from mer_dg.experiments.build import Workbench
+from mer_dg.experiments.build import EVAL_BLOCK, Workbench
 from mer_dg.experiments.grid import Wave, train_all
 from mer_dg.experiments.runs import Run
 from mer_dg.training.step import make_predict
-
-_BLOCK = 256
 
 # {(training, probed, target, seed): {"val": accuracy, "target": accuracy}}
 Probes = dict[tuple[str, str, str, int], dict[str, float]]
@@ -77,7 +75,7 @@ def diagnose(bench: Workbench) -> Probes:
 
 def _embed(bench: Workbench, variables) -> dict[str, np.ndarray]:
   """Embeddings of all rows of the dataset, ``{modality: [runs, N, D]}``."""
-  rows, mask = eval_blocks(np.arange(len(bench.dataset)), _BLOCK)
+  rows, mask = eval_blocks(np.arange(len(bench.dataset)), EVAL_BLOCK)
   predict = make_predict(bench.network)
 
   def one_run(arrays, variables):

@@ -1,7 +1,5 @@
 """The bring-your-own format: whatever is valid loads, and what is saved loads again."""
 
-import pathlib
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -9,26 +7,9 @@ import pytest
 
 from mer_dg.data.dataset import DataError, make_dataset
 from mer_dg.data.npz import from_arrays, load_npz, save_npz
+from tests.data._npz_files import small, write
 
 # --- valid files ---------------------------------------------------------------------
-
-
-def _small(n=8):
-  """A minimal valid file: 2 classes, 2 domains, one vector and one sequence."""
-  rng = np.random.default_rng(0)
-  return {
-    "modalities": np.array(["a", "b"]),
-    "a": rng.normal(size=(n, 3)).astype(np.float32),
-    "b": rng.normal(size=(n, 5, 2)).astype(np.float16),
-    "label": np.arange(n, dtype=np.int64) % 2,
-    "domain": np.arange(n) // (n // 2),
-  }
-
-
-def _write(folder, arrays, name="set.npz"):
-  path = pathlib.Path(folder) / name
-  np.savez(path, **arrays)
-  return path
 
 
 _MODALITY = st.sampled_from(
@@ -92,7 +73,7 @@ def test_any_valid_file_loads(
     made[m] = (x, extra, kind, sample)
   if absent:
     arrays["m0_present"] = rng.integers(0, 2, n).astype(bool)
-  path = _write(tmp_path_factory.mktemp("valid"), arrays)
+  path = write(tmp_path_factory.mktemp("valid"), arrays)
 
   loaded = load_npz(path)
 
@@ -123,7 +104,7 @@ def test_any_valid_file_loads(
 
 
 def test_everything_optional_is_read(tmp_path):
-  arrays = _small() | {
+  arrays = small() | {
     "class_names": np.array([b"no", b"yes"]),  # Bytes are text too.
     "domain_names": np.array(["unused", "y", "x"]),
     "domain": np.array([2, 2, 2, 2, 1, 1, 1, 1]),
@@ -135,7 +116,7 @@ def test_everything_optional_is_read(tmp_path):
     "id": np.array([f"clip_{i}" for i in range(8)]),
     "something_else": np.array(3.0),
   }
-  loaded = load_npz(_write(tmp_path, arrays, "kitchen.npz"))
+  loaded = load_npz(write(tmp_path, arrays, "kitchen.npz"))
   assert loaded.name == "kitchen"
   assert loaded.class_names == ("no", "yes")
   assert loaded.domain_names == ("y", "x")  # "unused" has no row.
@@ -145,52 +126,52 @@ def test_everything_optional_is_read(tmp_path):
   assert loaded.group.tolist() == [1, 1, 0, 0, 2, 2, 3, 3]
   assert loaded.split is not None
   assert loaded.split.tolist() == [0, 1] * 4
-  assert load_npz(_write(tmp_path, arrays), modalities=["b"]).modalities == ("b",)
-  assert load_npz(_write(tmp_path, arrays), modalities=["b", "a"]).modalities == (
+  assert load_npz(write(tmp_path, arrays), modalities=["b"]).modalities == ("b",)
+  assert load_npz(write(tmp_path, arrays), modalities=["b", "a"]).modalities == (
     "b",
     "a",
   )
 
 
 def test_labels_with_gaps_are_named_by_themselves(tmp_path):
-  arrays = _small() | {"label": np.array([-7, 40, 3, 3, 40, -7, 3, 3])}
-  loaded = load_npz(_write(tmp_path, arrays))
+  arrays = small() | {"label": np.array([-7, 40, 3, 3, 40, -7, 3, 3])}
+  loaded = load_npz(write(tmp_path, arrays))
   assert loaded.class_names == ("-7", "3", "40")
   assert loaded.label.tolist() == [0, 2, 1, 1, 2, 0, 1, 1]
 
 
 def test_only_what_is_asked_for_is_read(tmp_path):
-  arrays = _small()
+  arrays = small()
   arrays["b"] = np.full_like(arrays["b"], np.nan)
-  path = _write(tmp_path, arrays)
+  path = write(tmp_path, arrays)
   assert load_npz(path, modalities=["a"]).modalities == ("a",)
   with pytest.raises(DataError, match="'b' holds NaN"):
     load_npz(path)
 
 
 def test_missing_rows_may_hold_nan(tmp_path):
-  arrays = _small()
+  arrays = small()
   arrays["a"][3] = np.nan
   arrays["a_present"] = np.arange(8) != 3
-  assert len(load_npz(_write(tmp_path, arrays))) == 8
+  assert len(load_npz(write(tmp_path, arrays))) == 8
 
 
 def test_clip_with_length_loops(tmp_path):
   clip = np.arange(8 * 4, dtype=np.uint8).reshape(8, 4, 1, 1) * np.ones(
     (1, 1, 2, 2), np.uint8
   )
-  arrays = _small() | {"a": clip, "a_len": np.array([4, 3, 2, 1, 4, 4, 4, 4])}
-  loaded = load_npz(_write(tmp_path, arrays))
+  arrays = small() | {"a": clip, "a_len": np.array([4, 3, 2, 1, 4, 4, 4, 4])}
+  loaded = load_npz(write(tmp_path, arrays))
   assert "a" not in loaded.lengths
   frames = loaded.inputs["a"][:, :, 0, 0, 0]  # [N, T]; row i holds 4i .. 4i + 3.
   assert frames[:4].tolist() == [[0, 1, 2, 3], [4, 5, 6, 4], [8, 9, 8, 9], [12] * 4]
 
 
 def test_big_endian_and_wide_numbers_become_float32(tmp_path):
-  arrays = _small()
+  arrays = small()
   arrays["a"] = arrays["a"].astype(">f8")
   arrays["b"] = (arrays["b"] * 100).astype(np.int64)
-  loaded = load_npz(_write(tmp_path, arrays))
+  loaded = load_npz(write(tmp_path, arrays))
   assert {m: x.dtype for m, x in loaded.inputs.items()} == {
     "a": np.float32,
     "b": np.float32,
@@ -240,12 +221,12 @@ def test_round_trip_keeps_everything(tmp_path):
 
 def test_bad_data_is_not_written_and_leaves_the_old_file(tmp_path):
   path = tmp_path / "set.npz"
-  save_npz(_small(), path)
+  save_npz(small(), path)
   before = path.read_bytes()
   with pytest.raises(DataError, match="label"):
-    save_npz(_small() | {"label": np.zeros(7, int)}, path)
+    save_npz(small() | {"label": np.zeros(7, int)}, path)
   with pytest.raises(DataError, match="Python objects"):
-    save_npz(_small() | {"notes": np.array([{}], object)}, path)
+    save_npz(small() | {"notes": np.array([{}], object)}, path)
   assert path.read_bytes() == before
   assert [p.name for p in tmp_path.iterdir()] == ["set.npz"]
 
@@ -256,17 +237,17 @@ def test_a_killed_write_leaves_nothing_under_the_name(tmp_path, monkeypatch):
 
   monkeypatch.setattr(np.lib.format, "write_array", die)
   with pytest.raises(KeyboardInterrupt):
-    save_npz(_small(), tmp_path / "set.npz")
+    save_npz(small(), tmp_path / "set.npz")
   assert list(tmp_path.iterdir()) == []
 
 
 def test_version_follows_the_content(tmp_path):
   def version(**changes):
-    return from_arrays(_small() | changes, name="set").version
+    return from_arrays(small() | changes, name="set").version
 
   base = version()
   assert version() == base
-  a = _small()["a"].copy()
+  a = small()["a"].copy()
   a[0, 0] += 1
   changes = [
     {"a": a},

@@ -7,37 +7,20 @@ import pytest
 
 from mer_dg.data.dataset import DataError
 from mer_dg.data.npz import load_npz
-
-
-def _small(n=8):
-  """A minimal valid file: 2 classes, 2 domains, one vector and one sequence."""
-  rng = np.random.default_rng(0)
-  return {
-    "modalities": np.array(["a", "b"]),
-    "a": rng.normal(size=(n, 3)).astype(np.float32),
-    "b": rng.normal(size=(n, 5, 2)).astype(np.float16),
-    "label": np.arange(n, dtype=np.int64) % 2,
-    "domain": np.arange(n) // (n // 2),
-  }
-
-
-def _write(folder, arrays, name="set.npz"):
-  path = pathlib.Path(folder) / name
-  np.savez(path, **arrays)
-  return path
+from tests.data._npz_files import small, write
 
 
 def _with(**changes):
-  return lambda: _small() | changes
+  return lambda: small() | changes
 
 
 def _without(key):
-  return lambda: {k: v for k, v in _small().items() if k != key}
+  return lambda: {k: v for k, v in small().items() if k != key}
 
 
 def _broken_row(key, row, value):
   def make():
-    arrays = _small()
+    arrays = small()
     arrays[key][row] = value
     return arrays
 
@@ -133,7 +116,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_file_is_explained(tmp_path, case):
   make, message = BROKEN[case]
-  path = _write(tmp_path, make())
+  path = write(tmp_path, make())
   with pytest.raises(DataError, match=message) as caught:
     load_npz(path)
   text = str(caught.value)
@@ -142,7 +125,7 @@ def test_broken_file_is_explained(tmp_path, case):
 
 
 def test_unknown_modality_asked_for(tmp_path):
-  path = _write(tmp_path, _small())
+  path = write(tmp_path, small())
   with pytest.raises(
     DataError, match=r"modalities=\('sound',\) must be .* \['a', 'b'\]"
   ):
@@ -169,13 +152,13 @@ def test_not_an_npz(tmp_path):
 
 
 def test_truncated_and_damaged(tmp_path):
-  path = _write(tmp_path, _small())
+  path = write(tmp_path, small())
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2])
   with pytest.raises(DataError, match="not an .npz file"):
     load_npz(path)
   # The zip directory is whole, the content of "a" is not: its checksum fails.
-  data = _small()["a"].tobytes()
+  data = small()["a"].tobytes()
   at = whole.index(data)
   path.write_bytes(whole[:at] + bytes(len(data)) + whole[at + len(data) :])
   with pytest.raises(DataError, match="'a' is damaged"):
@@ -187,7 +170,7 @@ def test_a_pickle_is_not_executed(tmp_path):
     def __reduce__(self):
       return (pathlib.Path.touch, (tmp_path / "boom",))
 
-  path = _write(tmp_path, _small() | {"group": np.array([Bomb()] * 8, object)})
+  path = write(tmp_path, small() | {"group": np.array([Bomb()] * 8, object)})
   with pytest.raises(DataError, match="'group' holds Python objects"):
     load_npz(path)
   assert not (tmp_path / "boom").exists()
