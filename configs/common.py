@@ -102,6 +102,42 @@ def get_config() -> config_dict.ConfigDict:
     ),
   )
 
+  # Modality-mix learning, a reconstruction (docs/modality_mix.md): the standard
+  # objective first, then mixes of samples with a strong prediction beside it.
+  c.recipes.mm = dict(
+    unimodal=dict(weight=0.5),  # The exploration scores read the unimodal heads.
+    mm=dict(
+      schedule="ramp",
+      rule="threshold",
+      threshold=0.7,
+      proportions="exploration",
+      eta=1.0,
+      route="focus",
+      weight=1.0,
+      unimodal_weight=0.5,
+      warmup=0.2,  # Share of training before the first mix,
+      ramp=0.1,  # and over which its weight then rises.
+    ),
+  )
+  # Two levels in turn: standard phases fill a table of predictions; mixed phases train
+  # the under-explored encoder on the most confident half of each class.
+  c.recipes.mm_alternate = dict(
+    unimodal=dict(weight=0.5),
+    mm=dict(
+      schedule="alternate",
+      rule="quantile",
+      fraction=0.5,
+      proportions="exploration",
+      eta=1.0,
+      route="focus",
+      weight=1.0,
+      unimodal_weight=0.5,
+      warmup=0.2,
+      standard=0.05,  # Share of training of each standard phase,
+      mixing=0.05,  # and of each mixed phase.
+    ),
+  )
+
   # Random search before the table; 0 trials is none. Trial 0 is the default.
   c.search = dict(
     trials=0,

@@ -42,7 +42,8 @@ class RowSource(Protocol):
     """``{"inputs": {m: array}, "present": {m: bool}, "label": int, "index": int}``.
 
     Arrays of one modality have one shape in all rows; where a modality is missing
-    they are zero. Sources of other elements come with a ``read_row``.
+    they are zero. Sources of other elements come with a ``read_row``. A source that
+    augments has ``read(row, step)`` instead, and gets the step of the batch.
     """
     ...
 
@@ -298,9 +299,14 @@ class _Loader:
     if isinstance(self._source, DatasetSource) and self._read_row is None:
       return gather_batch(self._source.arrays, rows, domain, mask)
     wanted, place = np.unique(rows, return_inverse=True)  # Padding repeats rows.
-    read = self._read_row or (lambda element: element)
-    stacked = _stack([read(self._source[int(r)]) for r in wanted], wanted)
+    stacked = _stack([self._row(int(r), int(step)) for r in wanted], wanted)
     return gather_batch(stacked, place, domain, mask)
+
+  def _row(self, row: int, step: int) -> Row:
+    if hasattr(self._source, "read"):  # Its augmentation depends on the step.
+      return self._source.read(row, step)
+    element = self._source[row]
+    return element if self._read_row is None else self._read_row(element)
 
 
 def _stack(elements: list[Row], rows: np.ndarray):

@@ -74,11 +74,12 @@ class Workbench:
 
   Args:
     config: A dict from `validate`.
+    dataset: Its dataset, for a caller who has it already.
   """
 
-  def __init__(self, config: Mapping[str, Any]):
+  def __init__(self, config: Mapping[str, Any], dataset: Dataset | None = None):
     self.config = config
-    self.dataset = load_dataset(config["data"])
+    self.dataset = load_dataset(config["data"]) if dataset is None else dataset
     self.programs: dict[Any, Any] = {}  # Jitted functions that runs may share.
     self._splits: dict[str, Split] = {}
     self._settings: dict[str, Setting] = {}
@@ -222,16 +223,20 @@ def _make_setting(dataset: Dataset, split: Split) -> Setting:
 
 
 def make_measure(metric: str, num_sources: int) -> Callable:
-  """Returns ``(logits, label, domain, where) -> metrics`` for `make_summary`.
+  """Returns ``(logits, missing, label, domain, where) -> metrics`` for `make_summary`.
 
-  Source validation (``val/...``, each source too) and target (``target/...``);
-  target rows are those with domain -1. Sources are numbered, so that one program
-  serves every held-out domain; `name_sources` puts in their names.
+  Source validation (``val/...``, each source too), target (``target/...``) and target
+  with one modality taken away (``target/without_<m>/...``); target rows are those with
+  domain -1. Sources are numbered, so that one program serves every held-out domain;
+  `name_sources` puts in their names.
   """
   headline = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}[metric]
 
-  def measure(logits, label, domain, where):
+  def measure(logits, missing, label, domain, where):
     metrics = {}
+    for m, rest in missing.items():
+      value = headline(rest, label, where & (domain < 0))
+      metrics[f"target/without_{m}/{metric}"] = value
     for name, rows in (("val", domain >= 0), ("target", domain < 0)):
       for k, v in classification_metrics(logits, label, where & rows).items():
         metrics[f"{name}/{k}"] = v

@@ -9,7 +9,7 @@ that never saw another modality (the evidence of the MER-DG paper, arXiv 2605.01
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,14 @@ from mer_dg.training.step import make_predict
 Probes = dict[tuple[str, str, str, int], dict[str, float]]
 
 
-def diagnose(bench: Workbench) -> Probes:
+def diagnose(
+  bench: Workbench, on_wave: Callable[[Wave], None] = lambda _: None
+) -> Probes:
   """Trains every method of the config, and each modality alone, and re-probes all.
 
   Args:
     bench: A workbench; its methods, targets and seeds are used.
+    on_wave: Called with each finished wave of a method.
 
   Returns:
     Accuracies in [0, 1]. ``training`` is a method name or "alone"; ``probed`` is
@@ -49,6 +52,7 @@ def diagnose(bench: Workbench) -> Probes:
       embedded.setdefault((training, run.target, run.seed), {}).update(rows)
 
   def joint(wave: Wave) -> None:
+    on_wave(wave)
     collect(bench, wave.runs[0].method, wave)
     for e in wave.evaluations:
       if e.step == config["total_steps"]:
@@ -63,9 +67,13 @@ def diagnose(bench: Workbench) -> Probes:
     train_all(bench, [Run(method, *c) for c in cells], joint)
   for m in modalities:
     data = {**config["data"], "modalities": [m]}
-    own = Workbench({**config, "data": data, "methods": ["erm"]})
-    alone = lambda wave, own=own: collect(own, "alone", wave)
-    train_all(own, [Run("erm", *c) for c in cells], alone)
+    alone = bench.dataset.select_modalities((m,))
+    own = Workbench({**config, "data": data, "methods": ["erm"]}, alone)
+    train_all(
+      own,
+      [Run("erm", *c) for c in cells],
+      lambda wave, own=own: collect(own, "alone", wave),
+    )
   for (training, target, seed), z in embedded.items():
     for probed in (*modalities, "all"):
       names = modalities if probed == "all" else (probed,)

@@ -65,10 +65,7 @@ def run(
       text = _lines(single.evaluate(bench, folder))
     elif mode == "diagnose":
       folder.create()
-      text = to_markdown(diagnose(bench))
-      path = folder.path / "report" / "diagnosis.md"
-      path.parent.mkdir(exist_ok=True)
-      write_atomic(path, text + "\n")
+      text = _diagnose(bench, folder, name)
     elif config["target"]:
       folder.create()
       single.train(bench, folder)
@@ -94,6 +91,31 @@ def train_table(bench: Workbench, workdir: Workdir) -> None:
   workdir.finish()
 
 
+def _diagnose(bench: Workbench, workdir: Workdir, name: str) -> str:
+  """Trains and probes; writes records, report, ``diagnosis.md`` and ``.json``."""
+  probes = diagnose(bench, _recorder(bench, workdir, workdir.results))
+  text, folder = to_markdown(probes), workdir.path / "report"
+  folder.mkdir(exist_ok=True)
+  write_atomic(folder / "diagnosis.md", text + "\n")
+  fields = ("training", "probed", "target", "seed")
+  found = [dict(zip(fields, k, strict=True)) | v for k, v in probes.items()]
+  lines = "".join(json.dumps(row) + "\n" for row in found)
+  write_atomic(folder / "diagnosis.jsonl", lines)
+  report(workdir, bench.config, name)
+  return text
+
+
+def _recorder(bench: Workbench, workdir: Workdir, path: Path):
+  """What writes the records of a wave when it ends."""
+
+  def on_wave(wave: Wave) -> None:
+    # A wave that is repeated after a kill appends what was not there yet.
+    append_records(path, [record_of(bench, e) for e in wave.evaluations])
+    _append_diverged(bench, workdir.diverged, wave.diverged)
+
+  return on_wave
+
+
 def _train_missing(
   bench: Workbench, runs: Sequence[Run], workdir: Workdir, path: Path
 ) -> None:
@@ -105,13 +127,8 @@ def _train_missing(
   if done:
     print(f"{len(done)} of {len(runs)} runs are there already.")
 
-  def on_wave(wave: Wave) -> None:
-    # A wave that is repeated after a kill appends what was not there yet.
-    append_records(path, [record_of(bench, e) for e in wave.evaluations])
-    _append_diverged(bench, workdir.diverged, wave.diverged)
-
   if len(done) < len(runs):
-    train_all(bench, runs, on_wave, done=done)
+    train_all(bench, runs, _recorder(bench, workdir, path), done=done)
 
 
 def _append_diverged(bench: Workbench, path: Path, new: Sequence[Divergence]) -> None:

@@ -8,12 +8,21 @@ from mer_dg.methods.method import (
   merge_recipes,
   numeric_fields,
 )
-from mer_dg.methods.term import Context, Numeric, Task, Term, TermSpec, stateless
+from mer_dg.methods.term import (
+  Context,
+  Control,
+  Numeric,
+  Task,
+  Term,
+  TermSpec,
+  stateless,
+)
 from mer_dg.methods.terms import TERMS
 
 __all__ = [
   "TERMS",
   "Context",
+  "Control",
   "Method",
   "MethodError",
   "Numeric",

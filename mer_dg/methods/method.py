@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -41,7 +42,53 @@ class Method:
     """State of all terms before the first step."""
     return {name: term.init_state() for name, term in self.terms.items()}
 
-  def loss(self, outputs, batch, *, hyper, state, step, key, fuse, unimodal):
+  @property
+  def ahead(self) -> tuple[str, ...]:
+    """Terms that are taken after an inner step, see `Term.inner_step`."""
+    return tuple(name for name, term in self.terms.items() if term.inner_step)
+
+  def inner_lr(self, hyper) -> jax.Array:
+    """Length of the inner step of the terms of ``ahead``."""
+    lengths = [hyper[name][self.terms[name].inner_step] for name in self.ahead]
+    return sum(lengths[1:], lengths[0])
+
+  def control(self, *, hyper, state, step) -> tuple[dict, dict]:
+    """What the terms ask of a step, all requests together.
+
+    Args:
+      hyper: As in `loss`.
+      state: As in `loss`, before the step.
+      step: As in `loss`.
+
+    Returns:
+      ``({term: factor}, {modality: learns})``; see `Control`.
+    """
+    factors: dict[str, jax.Array] = {}
+    learns: dict[str, jax.Array] = {}
+    for name, term in self.terms.items():
+      if term.control is None:
+        continue
+      asked = term.control(hyper[name], state[name], step)
+      for other in (o for o in self.terms if o != name):
+        factors[other] = factors.get(other, 1.0) * asked.others
+      for m, flag in asked.learns.items():
+        learns[m] = learns.get(m, True) & flag
+    return factors, learns
+
+  def loss(
+    self,
+    outputs,
+    batch,
+    *,
+    hyper,
+    state,
+    step,
+    key,
+    fuse,
+    unimodal,
+    factors=types.MappingProxyType({}),
+    only: Collection[str] | None = None,
+  ):
     """Weighted sum of the terms.
 
     Args:
@@ -53,13 +100,17 @@ class Method:
       key: PRNG key of this step.
       fuse: ``(embeddings, present) -> logits``.
       unimodal: ``embeddings -> {modality: logits}``.
+      factors: ``{term: factor}`` from `control`; 1 where a term is not named.
+      only: Terms to sum; None is all. The others keep their state.
 
     Returns:
       ``(loss, (new_state, logged))``: float32 scalar, the next state, and
       scalars to log, among them ``loss/<term>`` before weighting.
     """
-    total, new_state, logged = jnp.float32(0.0), {}, {}
+    total, new_state, logged = jnp.float32(0.0), dict(state), {}
     for i, (name, term) in enumerate(self.terms.items()):
+      if only is not None and name not in only:
+        continue
       context = Context(
         hyper=hyper[name],
         state=state[name],
@@ -69,7 +120,8 @@ class Method:
         unimodal=unimodal,
       )
       value, new_state[name], extra = term.loss(outputs, batch, context)
-      total += hyper[name]["weight"] * value
+      weight = hyper[name]["weight"]
+      total += (weight * factors[name] if name in factors else weight) * value
       logged |= {f"loss/{name}": value, **extra}
     return total, (new_state, logged)
 
@@ -87,8 +139,8 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
     The method.
 
   Raises:
-    MethodError: Unknown term or field, a word that is not allowed, a number
-      out of range; the message names field, value and allowed set.
+    MethodError: Unknown term or field, a word that is not allowed or does not fit
+      the task, a number out of range; the message names field, value, allowed set.
 
   Example:
     >>> task = Task(("a",), num_classes=2, num_domains=1, num_samples=4,
@@ -104,7 +156,10 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
       k: float(fields.get(k, n.default))
       for k, n in numeric_fields(term, fields, task.modalities).items()
     }
-    terms[term] = TERMS[term].make(task, words[term])
+    try:
+      terms[term] = TERMS[term].make(task, words[term])
+    except ValueError as error:
+      raise MethodError(f"config.recipes.{name}.{term}: {error}") from error
   return Method(name, terms, hyper, words)
 
 

@@ -52,16 +52,37 @@ class Context(NamedTuple):
   unimodal: Callable[..., dict[str, jax.Array]]
 
 
+class Control(NamedTuple):
+  """What a term asks of the rest of a step, before anything is computed.
+
+  Attributes:
+    others: float32 scalar, factor of all other terms.
+    learns: ``{modality: bool scalar}``; an encoder (with its projector) for which it
+      is False is left as it is, parameters and optimiser moments. Modalities that are
+      not named learn.
+  """
+
+  others: jax.Array
+  learns: Mapping[str, jax.Array]
+
+
 class Term(NamedTuple):
   """A ready term: ``loss(outputs, batch, context) -> TermResult``.
 
   Attributes:
     init_state: ``() -> state``, a (possibly empty) pytree of arrays.
     loss: The pure function; the weight of the term is applied by the method.
+    control: ``(hyper, state, step) -> Control``, with the term's own numbers and state
+      before the step; or None for a term that asks nothing.
+    inner_step: Name of the number that holds a step length; the term is then taken
+      at the parameters after a gradient step of this length, by all other terms, on
+      the encoders. "" takes it at the parameters themselves.
   """
 
   init_state: Callable[[], Any]
   loss: Callable[[Any, Any, Context], TermResult]
+  control: Callable[[Mapping, Any, jax.Array], Control] | None = None
+  inner_step: str = ""
 
 
 class Numeric(NamedTuple):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mer_dg import entropy
 from mer_dg.losses import cross_entropy, masked_mean
+from mer_dg.methods.mm import MM
 from mer_dg.methods.term import Context, Numeric, Task, Term, TermSpec, stateless
 
 # Where the entropy is taken: methods.md and both papers disagree, so it is a word.
@@ -147,4 +148,5 @@ TERMS: dict[str, TermSpec] = {
     },
     per_modality_weight=True,
   ),
+  "mm": MM,
 }

@@ -75,6 +75,7 @@ def select_confident(
   fraction: jax.typing.ArrayLike = 0.5,
   labels: jax.Array | None = None,
   mask: jax.Array | None = None,
+  rows: jax.Array | None = None,
 ) -> jax.Array:
   r"""Samples with a strong prediction (reconstruction).
 
@@ -114,8 +115,9 @@ def select_confident(
   confidence = _check.vector("confidence", confidence, n)
   correct = _check.mask("correct", correct, n)
   valid = jnp.ones((n,), bool) if mask is None else _check.mask("mask", mask, n)
+  wanted = slice(None) if rows is None else rows
   if rule == "threshold":
-    return correct & valid & (confidence >= threshold)
+    return (correct & valid & (confidence >= threshold))[wanted]
   if _check.concrete(fraction):
     value = np.asarray(fraction)
     if (value < 0).any() or (value > 1).any():
@@ -123,6 +125,17 @@ def select_confident(
   if labels is None:
     labels = jnp.zeros((n,), jnp.int32)
   labels = _check.vector("labels", labels, n)
+  rank = _ranks_by_sorting if rows is None else _ranks_by_counting
+  place, members = rank(confidence, labels, valid, rows)
+  # 1e-4 absorbs rounding: 0.1 * 30 must be 3 places, not 4.
+  places = jnp.ceil(fraction * members - 1e-4)
+  return (place < places) & (correct & valid)[wanted]
+
+
+def _ranks_by_sorting(confidence, labels, valid, rows):
+  """Place of every sample in its class, and size of the class, ``[N]`` each."""
+  del rows
+  n = confidence.shape[0]
   index = jnp.arange(n)
   order = jnp.lexsort((-confidence, labels, ~valid))  # stable: ties by index
   ordered, ordered_valid = labels[order], valid[order]
@@ -134,10 +147,17 @@ def select_confident(
     jnp.where(jnp.concatenate([changes, jnp.ones((1,), bool)]), index + 1, n),
     reverse=True,
   )
-  # 1e-4 absorbs rounding: 0.1 * 30 must be 3 places, not 4.
-  places = jnp.ceil(fraction * (end - start) - 1e-4)
-  chosen = jnp.zeros((n,), bool).at[order].set(index - start < places)
-  return chosen & correct & valid
+  back = jnp.zeros((n,), jnp.int32)
+  return back.at[order].set(index - start), back.at[order].set(end - start)
+
+
+def _ranks_by_counting(confidence, labels, valid, rows):
+  """The same for ``rows``, ``[B]`` each: who of the class comes before them."""
+  same = (labels[rows][:, None] == labels[None, :]) & valid[None, :]  # [B, N]
+  mine, other = confidence[rows][:, None], confidence[None, :]
+  earlier = jnp.arange(confidence.shape[0])[None, :] < rows[:, None]
+  before = same & ((other > mine) | ((other == mine) & earlier))
+  return jnp.sum(before, axis=-1), jnp.sum(same, axis=-1)
 
 
 def init_confidence_table(num_samples: int) -> ConfidenceTable:
@@ -179,7 +199,7 @@ def update_confidence_table(
 
   Returns:
     The new table. Select with ``select_confident(t.confidence, t.correct,
-    rule="quantile", labels=t.label, mask=t.label >= 0)[index]``.
+    rule="quantile", labels=t.label, mask=t.label >= 0, rows=index)``.
 
   Raises:
     ValueError: If shapes do not fit.

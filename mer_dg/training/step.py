@@ -19,6 +19,9 @@ from mer_dg.methods import Method
 from mer_dg.training.state import TrainState, make_optimizer, run_keys
 
 Metrics = dict[str, jax.Array]
+# Top-level parameters that belong to one modality and nothing else (`Network.init`);
+# its head learns from mixed samples like the fusion.
+_BRANCH = ("encoder", "projector")
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -37,10 +40,17 @@ def make_train_step(
     The step: pure, and vmappable over its first argument.
   """
 
+  ahead = method.ahead
+  first = tuple(name for name in method.terms if name not in ahead)
+
   def train_step(state: TrainState, batch, key):
     net_key, method_key = jax.random.split(key)
+    numbers = state.hyper["method"]
+    factors, learns = method.control(
+      hyper=numbers, state=state.method_state, step=state.step
+    )
 
-    def loss_fn(params):
+    def loss_fn(params, method_state, terms):
       variables = {"params": params, **state.constants}
       outputs, new_constants = network.apply(
         variables, batch["inputs"], batch["present"], train=True, key=net_key
@@ -49,35 +59,70 @@ def make_train_step(
       loss, (method_state, logged) = method.loss(
         outputs,
         batch,
-        hyper=state.hyper["method"],
-        state=state.method_state,
+        hyper=numbers,
+        state=method_state,
         step=state.step,
         key=method_key,
         fuse=lambda z, present: network.fuse(
           variables, z, present, train=True, key=fuse_key
         ),
         unimodal=lambda z: network.unimodal(variables, z),
+        factors=factors,
+        only=terms,
       )
       return loss, (new_constants, method_state, logged)
 
-    (loss, (new_constants, method_state, logged)), grads = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.params)
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (new_constants, method_state, logged)), grads = gradient(
+      state.params, state.method_state, first
+    )
+    if ahead:  # First order: the inner step counts as a constant.
+      stepped = _step_encoders(state.params, grads, method.inner_lr(numbers))
+      (more, (_, method_state, also)), extra = gradient(stepped, method_state, ahead)
+      loss, logged = loss + more, logged | also
+      grads = jax.tree.map(jnp.add, grads, extra)
     optimizer = make_optimizer(
       state.hyper["optimizer"], schedule=schedule, total_steps=total_steps
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **logged}
+    params = optax.apply_updates(state.params, updates)
     new_state = state.replace(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=_hold(params, state.params, learns),
       constants={**state.constants, **new_constants},
-      opt_state=opt_state,
+      opt_state=_hold(opt_state, state.opt_state, learns),
       method_state=method_state,
     )
     return new_state, metrics
 
   return train_step
+
+
+def _step_encoders(params, grads, length):
+  """Parameters after a gradient step of ``length`` on the encoders alone."""
+  is_encoder = lambda path: path[0].key.startswith("encoder_")
+  return jax.tree.map_with_path(
+    lambda path, p, g: p - length * g if is_encoder(path) else p, params, grads
+  )
+
+
+def _hold(new, old, learns):
+  """``new``, but ``old`` in the encoders and projectors that do not learn.
+
+  Args:
+    new: Parameters, or a state of the optimiser with trees like them inside.
+    old: The same before the step.
+    learns: ``{modality: bool scalar}``.
+  """
+  flags = {f"{part}_{m}": f for m, f in learns.items() for part in _BRANCH}
+
+  def leaf(path, after, before):
+    keys = [getattr(entry, "key", None) for entry in path]
+    held = [flags[key] for key in keys if key in flags]
+    return jnp.where(held[0], after, before) if held else after
+
+  return jax.tree.map_with_path(leaf, new, old) if flags else new
 
 
 def make_resident_chunk(step: Step, *, per_domain: int, length: int):
@@ -111,23 +156,45 @@ def make_predict(network):
   return predict
 
 
+def make_block(network):
+  """Returns ``(variables, batch) -> (Outputs, missing)`` in evaluation mode.
+
+  ``missing`` is ``{m: logits}`` of the same rows with modality m taken away, ``{}``
+  for a single modality. Embeddings are fused again; no encoder runs twice.
+  """
+  predict = make_predict(network)
+
+  def block(variables, batch):
+    outputs, present = predict(variables, batch), batch["present"]
+    names = network.modalities if len(network.modalities) > 1 else ()
+    none = jnp.zeros_like(batch["mask"])
+    return outputs, {
+      m: network.fuse(variables, outputs.embeddings, {**present, m: none})
+      for m in names
+    }
+
+  return block
+
+
 def make_summary(measure, inspect):
-  """Returns ``(logits, label, domain, where, embeddings, present) -> metrics``.
+  """Returns the summary of an evaluation from the outputs on all its rows.
 
   Args:
-    measure: ``(logits [n, K], label [n], domain [n], where [n]) -> metrics``.
+    measure: ``(logits [n, K], missing {m: [n, K]}, label [n], domain [n],
+      where [n]) -> metrics``; see `make_block`.
     inspect: ``(embeddings {m: [b, D]}, present {m: [b]}) -> metrics``; it is shown
       the source rows among the first b rows.
 
   Returns:
-    The summary of an evaluation from the outputs on all its rows; the first four
-    arguments may have any number of leading axes, ``embeddings`` and ``present``
-    are those of the first block.
+    ``(logits, missing, label, domain, where, embeddings, present) -> metrics``; the
+    first five may have any number of leading axes, the last two are those of the first
+    block.
   """
 
-  def summary(logits, label, domain, where, embeddings, present) -> Metrics:
+  def summary(logits, missing, label, domain, where, embeddings, present) -> Metrics:
     flat = (label.reshape(-1), domain.reshape(-1), where.reshape(-1))
-    metrics = measure(logits.reshape(-1, logits.shape[-1]), *flat)
+    rows = lambda a: a.reshape(-1, a.shape[-1])
+    metrics = measure(rows(logits), jax.tree.map(rows, missing), *flat)
     source = flat[1][: len(next(iter(present.values())))] >= 0
     return metrics | inspect(embeddings, {m: p & source for m, p in present.items()})
 
@@ -145,17 +212,18 @@ def make_evaluate(network, summary):
     The evaluation of data that lies on the device; ``rows``, ``mask`` and
     ``domain`` are ``[blocks, block]``.
   """
-  predict = make_predict(network)
+  predict, block = make_predict(network), make_block(network)
 
   def evaluate(arrays: Arrays, rows, mask, domain, variables) -> Metrics:
-    def one_block(block):
-      batch = gather_batch(arrays, *block)
-      return predict(variables, batch).logits, batch["label"]
+    def one_block(place):
+      batch = gather_batch(arrays, *place)
+      outputs, missing = block(variables, batch)
+      return outputs.logits, missing, batch["label"]
 
-    logits, label = jax.lax.map(one_block, (rows, domain, mask))
+    logits, missing, label = jax.lax.map(one_block, (rows, domain, mask))
     first = gather_batch(arrays, rows[0], domain[0], mask[0])
     embeddings = predict(variables, first).embeddings
-    return summary(logits, label, domain, mask, embeddings, first["present"])
+    return summary(logits, missing, label, domain, mask, embeddings, first["present"])
 
   return evaluate
 
@@ -165,17 +233,17 @@ def make_streamed_evaluate(network, summary):
 
   Not to be jitted: one block at a time goes to the device.
   """
-  predict, summarize = jax.jit(make_predict(network)), jax.jit(summary)
+  block, summarize = jax.jit(make_block(network)), jax.jit(summary)
 
   def evaluate(arrays: Arrays, rows, mask, domain, variables) -> Metrics:
     batches = (gather_batch(arrays, *b) for b in zip(rows, domain, mask, strict=True))
-    logits, label, inspected = [], [], []
+    found, inspected = [], []
     for batch in batches:
-      outputs = predict(variables, batch)
+      outputs, missing = block(variables, batch)
       inspected = inspected or [outputs.embeddings, batch["present"]]
-      logits.append(outputs.logits)
-      label.append(batch["label"])
-    return summarize(jnp.stack(logits), np.stack(label), domain, mask, *inspected)
+      found.append((outputs.logits, missing, batch["label"]))
+    stacked = jax.tree.map(lambda *blocks: jnp.stack(blocks), *found)
+    return summarize(*stacked, domain, mask, *inspected)
 
   return evaluate
 

@@ -94,6 +94,19 @@ def test_source_without_read_row():
   stream.close()
 
 
+def test_a_source_that_augments_is_told_the_step():
+  class Augmenting(Files):
+    def read(self, row, step):
+      self.reads.append((row, step))
+      return self.inner[row]
+
+  source = Augmenting()
+  stream = _stream(source, start_step=7, num_threads=0)
+  _assert_equal(next(stream), 7)
+  _assert_equal(next(stream), 8)
+  assert [step for _, step in source.reads] == [7] * 6 + [8] * 6
+
+
 @pytest.mark.parametrize("threads", [0, 3])
 def test_state_resumes_exactly_whatever_reads(threads):
   stream = _stream(num_threads=3)

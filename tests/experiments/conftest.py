@@ -6,6 +6,8 @@ from configs import cooccurrence
 
 # Dotted overrides that make configs/cooccurrence.py take a second.
 TINY = {
+  # Every kind of term, and the state of one that remembers samples.
+  "method": "mer_kde+mm_alternate",
   "total_steps": 20,
   "eval_every": 10,
   "log_every": 5,

@@ -94,9 +94,15 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
 ):
   import jax
 
+  from mer_dg.data.arrays import gather_batch
   from mer_dg.experiments.build import inspect_embeddings, make_measure
   from mer_dg.training.state import make_state
-  from mer_dg.training.step import make_evaluate, make_streamed_evaluate, make_summary
+  from mer_dg.training.step import (
+    make_evaluate,
+    make_predict,
+    make_streamed_evaluate,
+    make_summary,
+  )
 
   made = arrays()
   made["domain"] = np.where(np.arange(60) == 0, "lone", made["domain"])
@@ -123,6 +129,17 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   metrics = name_sources(found, sources)
   assert [k for k, v in metrics.items() if np.isnan(v)] == ["val/lone/accuracy"]
   assert {f"val/{s}/accuracy" for s in sources} <= set(metrics)
+  # Without one modality the record says what a network sees that never had it.
+  rows = workbench.split("d2").test
+  batch = gather_batch(
+    workbench.arrays, rows, np.zeros_like(rows), np.ones(len(rows), bool)
+  )
+  batch["present"]["a"] = np.zeros(len(rows), bool)
+  alone = make_predict(workbench.network)(state.variables, batch).logits
+  correct = np.argmax(alone, axis=-1) == batch["label"]
+  np.testing.assert_allclose(
+    metrics["target/without_a/accuracy"], correct.mean(), rtol=1e-6
+  )
   # Data on the host, block by block, gives the same numbers but for rounding.
   streamed = make_streamed_evaluate(workbench.network, summary)
   again = streamed(workbench.host_arrays, *places, state.variables)

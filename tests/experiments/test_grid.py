@@ -60,8 +60,9 @@ def bench(tiny):
 
 def test_runs_of_a_wave_equal_single_runs(bench, finished, comparable):
   """Bits may differ: products of stacked matrices are summed in another order."""
-  runs = [Run("mer_kde", t, s) for t, s in (("d1", 0), ("d0", 0), ("d1", 3))]
-  wave = WaveProgram(bench, "mer_kde", ["d0", "d1"], 3).train(runs)
+  name = bench.config["method"]
+  runs = [Run(name, t, s) for t, s in (("d1", 0), ("d0", 0), ("d1", 3))]
+  wave = WaveProgram(bench, name, ["d0", "d1"], 3).train(runs)
   assert not wave.diverged
   state, workdir = finished["resident"]
   jax.tree.map(

@@ -149,6 +149,17 @@ def test_quantile_rule_against_a_loop(seed, fraction):
     confidence, ok, rule="quantile", fraction=fraction, labels=labels, mask=valid
   )
   np.testing.assert_array_equal(chosen, expected & ok)
+  some = rng.integers(0, n, 15)  # Repeats and invalid rows among them.
+  counted = mixing.select_confident(
+    confidence,
+    ok,
+    rule="quantile",
+    fraction=fraction,
+    labels=labels,
+    mask=valid,
+    rows=some,
+  )
+  np.testing.assert_array_equal(counted, (expected & ok)[some])
 
 
 def test_quantile_rule_keeps_rare_classes_and_ranks_regressions_together():

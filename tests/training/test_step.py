@@ -1,0 +1,140 @@
+"""The step: which encoders are held, and the first-order nested scheme."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mer_dg.methods import Task, build_method
+from mer_dg.networks import InputSpec, make_network
+from mer_dg.training.state import make_state
+from mer_dg.training.step import make_train_step
+
+ROWS, CLASSES, STEPS = 12, 3, 10
+TASK = Task(("a", "b"), CLASSES, num_domains=2, num_samples=ROWS, total_steps=STEPS)
+HORIZON = {"schedule": "constant", "total_steps": STEPS}
+
+
+@pytest.fixture(scope="module")
+def network():
+  return make_network(
+    {m: InputSpec("vector", (5,)) for m in TASK.modalities},
+    num_classes=CLASSES,
+    embedding_dim=4,
+    hidden_dim=6,
+    classifier_dim=6,
+    projector_dim=4,
+    projection_dim=4,
+    dropout=0.0,
+  )
+
+
+@pytest.fixture(scope="module")
+def batch():
+  rng = np.random.default_rng(0)
+  label = np.arange(ROWS) % CLASSES
+  shift = 2.0 * rng.normal(size=(CLASSES, 5))[label]
+  return {
+    "inputs": {
+      m: jnp.asarray(shift + rng.normal(size=(ROWS, 5)), jnp.float32)
+      for m in TASK.modalities
+    },
+    "present": {m: jnp.ones(ROWS, bool) for m in TASK.modalities},
+    "label": jnp.asarray(label, jnp.int32),
+    "domain": jnp.asarray(np.arange(ROWS) % 2, jnp.int32),
+    "index": jnp.arange(ROWS, dtype=jnp.int32),
+    "mask": jnp.ones(ROWS, bool),
+  }
+
+
+def begin(network, recipe, lr=0.05):
+  method = build_method("m", recipe, TASK)
+  state = make_state(
+    network,
+    method,
+    seed=0,
+    scaling=network.init(jax.random.key(0))["scaling"],
+    hyper={"optimizer": {"lr": lr, "weight_decay": 0.01}, "method": method.hyper},
+    **HORIZON,
+  )
+  return state, jax.jit(make_train_step(network, method, **HORIZON))
+
+
+def changed(before, after):
+  """Top-level parameters of which any number differs."""
+  differs = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+  return {name for name, tree in differs.items() if any(jax.tree.leaves(tree))}
+
+
+def test_mixed_phases_move_the_encoder_of_the_focus_only(network, batch):
+  """With momentum and weight decay: a zero gradient alone would hold nothing."""
+  recipe = {
+    "unimodal": {},
+    "mer": {"apply_to": "projector", "weight": 0.1},
+    "mm": {
+      "schedule": "alternate",
+      "rule": "quantile",
+      "fraction": 1.0,
+      "warmup": 0.5,
+      "standard": 0.2,
+      "mixing": 0.2,
+    },
+  }
+  state, step = begin(network, recipe)
+  for t in range(STEPS):
+    before, key = state, jax.random.key(t)
+    state, metrics = step(state, batch, key)
+    focus = TASK.modalities[int(before.method_state["mm"].exploration.focus)]
+    other = "b" if focus == "a" else "a"
+    moved = changed(before.params, state.params)
+    moments = before.opt_state[1].mu, state.opt_state[1].mu
+    everything = {"fusion"} | {
+      f"{p}_{m}" for p in ("encoder", "projector", "head") for m in "ab"
+    }
+    held = {f"encoder_{other}", f"projector_{other}"} if t in (7, 8) else set()
+    assert moved == everything - held, t
+    assert changed(*moments) == everything - held, t
+    if held:
+      assert metrics["mm/n_mixed"] > 0
+      assert metrics["loss/mm"] > 0
+
+
+def test_nested_takes_mixed_learning_after_an_inner_step(network, batch):
+  """Its gradient is the sum of two plain ones, at two places (methods.md C)."""
+  mm = {"warmup": 0.0, "ramp": 0.0, "threshold": 0.0, "route": "all"}
+  base = {"unimodal": {"weight": 0.5}}
+  # The first step of Adam forgets the size of a gradient; its first moment does not.
+  gradient = lambda state: jax.tree.map(lambda m: m / 0.1, state.opt_state[1].mu)
+  key, found = jax.random.key(1), {}
+  for alpha in (0.0, 3.0):
+    nested = {**mm, "schedule": "nested", "inner_lr": alpha}
+    state, step = begin(network, {**base, "mm": nested})
+    after, metrics = step(state, batch, key)
+    found[alpha] = gradient(after)
+    found[alpha, "loss"] = metrics["loss/mm"]
+  state, step = begin(network, {**base, "mm": mm})
+  after, metrics = step(state, batch, key)
+  # Without an inner step it is the ramp scheme,
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, found[0.0], gradient(after))
+  np.testing.assert_allclose(found[0.0, "loss"], metrics["loss/mm"], rtol=1e-6)
+
+  # with one, standard learning here plus mixed learning there.
+  plain, step_plain = begin(network, base)
+  standard = gradient(step_plain(plain, batch, key)[0])
+  decay = jax.tree.map(lambda p: 0.01 * p, plain.params)
+  inner = jax.tree.map(lambda p, g, d: p - 3.0 * (g - d), plain.params, standard, decay)
+  ahead = {k: inner[k] if "encoder" in k else v for k, v in plain.params.items()}
+  there = state.replace(params=ahead)
+  both, metrics = step(there, batch, key)
+  _, step_standard = begin(network, base)
+  alone = gradient(step_standard(plain.replace(params=ahead), batch, key)[0])
+  mixed = jax.tree.map(jnp.subtract, gradient(both), alone)
+  expected = jax.tree.map(jnp.add, standard, mixed)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+    found[3.0],
+    expected,
+  )
+  np.testing.assert_allclose(found[3.0, "loss"], metrics["loss/mm"], rtol=1e-5)
+  assert found[3.0, "loss"] != found[0.0, "loss"]
