@@ -2,11 +2,14 @@ r"""Does modality-mix learning help, alone and with MER, and under which fusion?
 
   python main.py --mode=diagnose --config=configs/mm_study.py:av_digits,concat
   python main.py --mode=diagnose --config=configs/mm_study.py:cooccurrence,late
+  python main.py --config=configs/mm_study.py:av_digits,concat,search
 
-The argument is SET,FUSION. ERM, unimodal heads, MM (ramp and alternate), MER and
-MER + MM on every held-out domain with five paired seeds, all with the defaults of
-configs/common.py; the diagnosis re-probes every encoder. `cooccurrence` has a strong
-and a weak modality here. The folder of the real sets is MER_DG_DATA (docs/data.md).
+The argument is SET,FUSION, and ",search" tries every method with its default and three
+random settings, judged on source validation, before the table. ERM, unimodal heads, MM
+(ramp and alternate), MER and MER + MM on every held-out domain with five paired seeds;
+without the search all with the defaults of configs/common.py. The diagnosis re-probes
+every encoder. `cooccurrence` has a strong and a weak modality here. The folder of the
+real sets is MER_DG_DATA (docs/data.md).
 Results: docs/results.md; tables over fusions: python benchmarks/mm_study.py.
 """
 
@@ -18,10 +21,17 @@ SETS = ("cooccurrence", "av_digits", "gesture_phase", "dsads")
 FUSIONS = ("concat", "gated", "late")
 
 
+# One range per number, the same wherever a method has it; log-uniform draws.
+HEADS = dict(unimodal=dict(weight=(0.1, 1.0)))
+MM = dict(mm=dict(weight=(0.1, 2.0), eta=(0.1, 2.0), unimodal_weight=(0.1, 1.0)))
+MER = dict(mer=dict(weight=(0.01, 3.0), bandwidth=(0.1, 2.0)))
+
+
 def get_config(name: str = "av_digits,concat"):
-  dataset, _, fusion = name.partition(",")
-  if dataset not in SETS or fusion not in FUSIONS:
-    raise ValueError(f"{name!r} is not SET,FUSION with {SETS} and {FUSIONS}.")
+  dataset, fusion, search = (*name.split(","), "", "")[:3]
+  known = dataset in SETS and fusion in FUSIONS and search in ("", "search")
+  if not known or name.count(",") > 2:
+    raise ValueError(f"{name!r} is not SET,FUSION[,search] with {SETS} and {FUSIONS}.")
   if dataset == "cooccurrence":
     c = cooccurrence.get_config()
     c.data.cooccurrence.strengths = (2.5, 1.0)
@@ -33,4 +43,14 @@ def get_config(name: str = "av_digits,concat"):
     c.data.path = os.path.join(folder, f"{dataset}.npz")
   c.network.fusion = fusion
   c.methods = ("erm", "heads", "mm", "mm_alternate", "mer_kde", "mer_kde+mm")
+  if search:
+    c.search.trials = 3
+    c.search.space = {
+      "erm": dict(optimizer=dict(weight_decay=(1e-5, 1e-3))),
+      "heads": HEADS,
+      "mm": HEADS | MM,
+      "mm_alternate": HEADS | MM,
+      "mer_kde": MER,
+      "mer_kde+mm": HEADS | MM | MER,
+    }
   return c

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mer_dg import mixing
 from mer_dg.methods import Task, build_method
-from mer_dg.networks import InputSpec, make_network
+from mer_dg.networks import FUSIONS, InputSpec, make_network
 from mer_dg.training.state import make_state
 from mer_dg.training.step import make_train_step
 
@@ -138,3 +139,34 @@ def test_nested_takes_mixed_learning_after_an_inner_step(network, batch):
   )
   np.testing.assert_allclose(found[3.0, "loss"], metrics["loss/mm"], rtol=1e-5)
   assert found[3.0, "loss"] != found[0.0, "loss"]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_mixing_embeddings_is_mixing_inputs_under_every_fusion(batch, fusion):
+  """Logits of mixed embeddings are those of mixed inputs, a missing modality among."""
+  network = make_network(
+    {m: InputSpec("vector", (5,)) for m in TASK.modalities},
+    num_classes=CLASSES,
+    fusion=fusion,
+    embedding_dim=4,
+    fusion_dim=8,
+    hidden_dim=6,
+    classifier_dim=6,
+    modality_dropout=0.5,  # In training only, and never on mixed rows.
+  )
+  variables = network.init(jax.random.key(2))
+  present = {**batch["present"], "b": jnp.arange(ROWS) % 5 != 0}
+  outputs, _ = network.apply(variables, batch["inputs"], present, train=False)
+
+  def mixed(values):
+    return mixing.modality_mix(
+      jax.random.key(4), values, batch["label"], num_classes=CLASSES, present=present
+    )
+
+  after, before = mixed(outputs.embeddings), mixed(batch["inputs"])
+  np.testing.assert_array_equal(after.source["a"], before.source["a"])
+  moved = np.asarray(after.source["a"]) != np.asarray(after.source["b"])
+  assert moved.sum() >= ROWS - 3
+  encoded, _ = network.apply(variables, before.embeddings, before.present, train=False)
+  logits = network.fuse(variables, after.embeddings, after.present)
+  np.testing.assert_allclose(logits, encoded.logits, rtol=1e-5, atol=1e-6)
