@@ -11,6 +11,7 @@ import ast
 import contextlib
 import os
 from pathlib import Path
+import shlex
 import sys
 
 # JAX calls LAPACK from its own thread pool on a CPU; OpenBLAS's threads under that one
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> None:
         workdir=_WORKDIR.value,
         mode=_MODE.value,
         name=Path(filename).stem,
+        command=shlex.join(["python", *sys.argv]),
       )
   except experiments.USER_ERRORS as error:
     if _DEBUG.value:

@@ -1,7 +1,7 @@
 """Mixing with nothing around it: bare networks on av_digits, per scaling of the input.
 
-  python benchmarks/mixing_first_look.py                # about ten minutes
-  python benchmarks/mixing_first_look.py --audio logmel_resampled --floors 0.1
+  python benchmarks/mixing_first_look.py                # about five minutes
+  python benchmarks/mixing_first_look.py --audio published --floors 0.01 0.1 1
 
 One hidden layer of 256 and 64-d embeddings per modality, one linear layer on their
 concatenation, batch 96, --steps Adam steps at 1e-3, no decay, no dropout, every row of
@@ -45,7 +45,7 @@ METHODS = {
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--audio", nargs="+", choices=AUDIO, default=AUDIO)
-  parser.add_argument("--floors", type=float, nargs="+", default=[0.01, 0.1, 1.0])
+  parser.add_argument("--floors", type=float, nargs="+", default=[0.1])
   parser.add_argument("--seeds", type=int, default=4)
   parser.add_argument("--steps", type=int, default=600)
   arguments = parser.parse_args()

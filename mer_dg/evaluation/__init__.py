@@ -1,6 +1,17 @@
 """Metrics, model selection, paired statistics and diagnostics."""
 
+from mer_dg.evaluation.cooccurrence import (
+  cooccurrence_reliance,
+  repair_within_class,
+)
+from mer_dg.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from mer_dg.evaluation.leave_one_out import (
+  Choice,
+  leave_one_source_out,
+  select_leave_one_source_out,
+)
 from mer_dg.evaluation.metrics import (
+  NUM_BINS,
   accuracy,
   adaptive_ece,
   balanced_accuracy,
@@ -11,7 +22,9 @@ from mer_dg.evaluation.metrics import (
   msp,
   nll,
   per_class_recall,
+  reliability_metrics,
 )
+from mer_dg.evaluation.missing import mean_embeddings, missing_modalities
 from mer_dg.evaluation.probe import Probe, fit_probe, linear_probe, probe_logits
 from mer_dg.evaluation.ranking import (
   aurc,
@@ -21,6 +34,13 @@ from mer_dg.evaluation.ranking import (
   fpr95_ood,
   misclassification_metrics,
   ood_metrics,
+)
+from mer_dg.evaluation.representation import (
+  class_means,
+  domain_probe,
+  domain_similarity,
+  linear_cka,
+  procrustes,
 )
 from mer_dg.evaluation.selection import (
   LOWER_IS_BETTER,
@@ -37,6 +57,7 @@ from mer_dg.evaluation.statistics import (
   Interval,
   Ranking,
   Scores,
+  cliques,
   collect_scores,
   hierarchical_interval,
   holm,
@@ -48,9 +69,13 @@ from mer_dg.evaluation.statistics import (
 )
 
 __all__ = [
+  "CORRUPTIONS",
   "LOWER_IS_BETTER",
+  "NUM_BINS",
   "RULES",
+  "SEVERITIES",
   "AnyRecord",
+  "Choice",
   "Difference",
   "Interval",
   "Probe",
@@ -65,9 +90,15 @@ __all__ = [
   "best_trial",
   "brier",
   "check_comparable",
+  "class_means",
   "classification_metrics",
+  "cliques",
   "collect_scores",
   "confusion",
+  "cooccurrence_reliance",
+  "corrupt",
+  "domain_probe",
+  "domain_similarity",
   "ece",
   "fit_probe",
   "fpr95_misd",
@@ -75,18 +106,26 @@ __all__ = [
   "group_by",
   "hierarchical_interval",
   "holm",
+  "leave_one_source_out",
+  "linear_cka",
   "linear_probe",
+  "mean_embeddings",
   "mean_interval",
   "metric_value",
   "misclassification_metrics",
+  "missing_modalities",
   "msp",
   "nll",
   "ood_metrics",
   "paired_difference",
   "per_class_recall",
   "probe_logits",
+  "procrustes",
   "rank_methods",
+  "reliability_metrics",
+  "repair_within_class",
   "select",
+  "select_leave_one_source_out",
   "sign_flip_p_value",
   "summarize",
 ]

@@ -151,10 +151,46 @@ def ece(
   """
   mask = _masked.check(logits, label, where)
   confidence = msp(logits)
-  edges = jnp.linspace(0.0, 1.0, NUM_BINS + 1)[1:-1]
-  bins = jnp.searchsorted(edges, confidence, side="left", method="compare_all")
   correct = jnp.argmax(logits, axis=-1) == label
-  return _calibration_error(bins, confidence, correct, mask)
+  return _calibration_error(_equal_width_bins(confidence), confidence, correct, mask)
+
+
+def _equal_width_bins(confidence: jax.Array) -> jax.Array:
+  """Bin ``i`` of each confidence in ``(i/15, (i+1)/15]``."""
+  edges = jnp.linspace(0.0, 1.0, NUM_BINS + 1)[1:-1]
+  return jnp.searchsorted(edges, confidence, side="left", method="compare_all")
+
+
+def reliability_metrics(
+  logits: jax.Array, label: jax.Array, where: jax.Array | None = None
+) -> dict[str, jax.Array]:
+  """What a reliability diagram needs, for the 15 bins of `ece`, as flat scalars.
+
+  Args as `confusion`.
+
+  Returns:
+    For each bin b, ``00`` to ``14``: ``reliability/<b>/share`` of all rows, in [0, 1];
+    ``reliability/<b>/confidence`` and ``reliability/<b>/accuracy``, means of the rows
+    in the bin, NaN if it is empty. ``ece`` is the sum of share |accuracy - confidence|.
+
+  Example:
+    >>> m = reliability_metrics(jnp.zeros((2, 2)), jnp.array([0, 0]))
+    >>> [float(m[f"reliability/07/{k}"]) for k in ("share", "confidence", "accuracy")]
+    [1.0, 0.5, 1.0]
+  """
+  mask = _masked.check(logits, label, where)
+  confidence = msp(logits)
+  correct = (jnp.argmax(logits, axis=-1) == label).astype(jnp.float32)
+  bins = _equal_width_bins(confidence)
+  total = jnp.sum(mask).astype(jnp.float32)
+  out = {}
+  for b in range(NUM_BINS):
+    inside = mask & (bins == b)
+    count = jnp.sum(inside).astype(jnp.float32)
+    out[f"reliability/{b:02d}/share"] = _masked.ratio(count, total)
+    out[f"reliability/{b:02d}/confidence"] = _masked.masked_mean(confidence, inside)
+    out[f"reliability/{b:02d}/accuracy"] = _masked.masked_mean(correct, inside)
+  return out
 
 
 def adaptive_ece(

@@ -45,7 +45,7 @@ def metric_value(record: AnyRecord, name: str) -> float:
   return float(metrics[name])
 
 
-def _score(record: AnyRecord, split: str, metric: str) -> float:
+def record_score(record: AnyRecord, split: str, metric: str) -> float:
   """The metric with larger = better; NaN (a diverged run) is the worst value."""
   value = metric_value(record, f"{split}/{metric}")
   if math.isnan(value):
@@ -53,7 +53,7 @@ def _score(record: AnyRecord, split: str, metric: str) -> float:
   return -value if metric in LOWER_IS_BETTER else value
 
 
-def _tie_break(record: AnyRecord, split: str) -> float:
+def record_tie_break(record: AnyRecord, split: str) -> float:
   """Minus the NLL of the same split (0 where it was not recorded)."""
   value = float(record["metrics"].get(f"{split}/nll", 0.0))
   return -math.inf if math.isnan(value) else -value
@@ -117,8 +117,8 @@ def select(
   def key(record: AnyRecord) -> tuple[float, ...]:
     if rule == "last":
       return (float(record["step"]),)
-    score = _score(record, split, metric)
-    return (score, _tie_break(record, split), -float(record["step"]))
+    score = record_score(record, split, metric)
+    return (score, record_tie_break(record, split), -float(record["step"]))
 
   runs = group_by(records, lambda r: r["run_id"])
   return [{**max(run, key=key), "selection": rule} for run in runs.values()]
@@ -159,8 +159,8 @@ def best_trial(
     return json.dumps(record["hyper"], sort_keys=True)
 
   def score(trial: list[AnyRecord]) -> tuple[float, float]:
-    mean = sum(_score(r, split, metric) for r in trial) / len(trial)
-    return mean, sum(_tie_break(r, split) for r in trial) / len(trial)
+    mean = sum(record_score(r, split, metric) for r in trial) / len(trial)
+    return mean, sum(record_tie_break(r, split) for r in trial) / len(trial)
 
   cells = group_by(selected, _cell)
   kept = {}

@@ -331,3 +331,31 @@ def rank_methods(
   cd = float(q * math.sqrt(k * (k + 1) / (6 * n)))
   named = dict(zip(scores, ranks.tolist(), strict=True))
   return Ranking(named, cd, p, n)
+
+
+def cliques(ranking: Ranking) -> list[tuple[str, ...]]:
+  """Largest groups of methods whose mean ranks do not differ by Nemenyi.
+
+  Args:
+    ranking: Of `rank_methods`.
+
+  Returns:
+    Groups of two or more, each in order of rank, none inside another; a method in two
+    groups differs from neither.
+
+  Source:
+    Demšar, Statistical comparisons of classifiers over multiple data sets, 2006, §4.
+
+  Example:
+    >>> cliques(Ranking({"x": 1.0, "y": 1.8, "z": 2.6}, 1.0, p=0.01, n=9))
+    [('x', 'y'), ('y', 'z')]
+  """
+  order = sorted(ranking.ranks, key=lambda m: ranking.ranks[m])
+  groups, reached = [], 0
+  for i, first in enumerate(order):
+    limit = ranking.ranks[first] + ranking.critical_difference
+    end = sum(ranking.ranks[m] <= limit for m in order)
+    if end - i > 1 and end > reached:
+      groups.append(tuple(order[i:end]))
+    reached = max(reached, end)
+  return groups

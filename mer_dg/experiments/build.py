@@ -19,7 +19,12 @@ from mer_dg.data.dataset import Dataset
 from mer_dg.data.npz import load_npz
 from mer_dg.data.sampling import Pool, make_pool
 from mer_dg.data.splits import Split, leave_one_domain_out
-from mer_dg.evaluation import accuracy, balanced_accuracy, classification_metrics
+from mer_dg.evaluation import (
+  accuracy,
+  balanced_accuracy,
+  classification_metrics,
+  reliability_metrics,
+)
 from mer_dg.experiments.config import ConfigError, check_space
 from mer_dg.methods import Method, Task, build_method, merge_recipes
 from mer_dg.networks import InputSpec, Network, make_network
@@ -237,6 +242,8 @@ def make_measure(metric: str, num_sources: int) -> Callable:
     for m, rest in missing.items():
       value = headline(rest, label, where & (domain < 0))
       metrics[f"target/without_{m}/{metric}"] = value
+    bins = reliability_metrics(logits, label, where & (domain < 0))
+    metrics |= {f"target/{k}": v for k, v in bins.items()}
     for name, rows in (("val", domain >= 0), ("target", domain < 0)):
       for k, v in classification_metrics(logits, label, where & rows).items():
         metrics[f"{name}/{k}"] = v
@@ -253,6 +260,8 @@ def name_sources(
 ) -> dict[str, float]:
   """Floats, with ``val/source0/...`` as ``val/<name of the source>/...``.
 
+  Means over an empty bin of the reliability diagram are left out.
+
   Example:
     >>> name_sources({"val/nll": 1, "val/source0/accuracy": 0.5}, ["kitchen"])
     {'val/nll': 1.0, 'val/kitchen/accuracy': 0.5}
@@ -263,7 +272,8 @@ def name_sources(
     split, *middle, metric = key.split("/")
     return "/".join([split, *(names.get(part, part) for part in middle), metric])
 
-  return {named(key): float(value) for key, value in metrics.items()}
+  empty = lambda key, value: "/reliability/" in key and np.isnan(value)
+  return {named(k): float(v) for k, v in metrics.items() if not empty(k, v)}
 
 
 def inspect_embeddings(embeddings, present) -> dict[str, Any]:

@@ -20,7 +20,12 @@ MODES = ("train", "evaluate", "report", "diagnose")
 
 
 def run(
-  config: Any, *, workdir: str = "", mode: str = "train", name: str = "run"
+  config: Any,
+  *,
+  workdir: str = "",
+  mode: str = "train",
+  name: str = "run",
+  command: str = "",
 ) -> str:
   """Runs an experiment.
 
@@ -33,6 +38,7 @@ def run(
       checkpoint of one run), "report" (tables and plots from records alone) or
       "diagnose" (re-probes encoders trained jointly and alone).
     name: Name of the experiment, for headings.
+    command: The command line, for the report; not shown if empty.
 
   Returns:
     The text that was printed at the end.
@@ -65,13 +71,15 @@ def run(
       text = _lines(single.evaluate(bench, folder))
     elif mode == "diagnose":
       folder.create()
+      folder.add_command(command)
       text = _diagnose(bench, folder, name)
-    elif config["target"]:
-      folder.create()
-      single.train(bench, folder)
     else:
       folder.create()
-      train_table(bench, folder)
+      folder.add_command(command)
+      if config["target"]:
+        single.train(bench, folder)
+      else:
+        train_table(bench, folder)
   if mode in ("train", "report"):
     text = report(folder, config, name)
   print(text)
@@ -161,19 +169,15 @@ def report(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
   records = workdir.records()
   if not records:
     raise WorkdirError(f"{workdir.results} holds no records; train first.")
-  text = write_report(
+  return write_report(
     workdir.path,
     records,
     metric=config["metric"],
     reference=config["methods"][0],
     title=name,
+    commands=workdir.commands,
+    left_out=[row["message"] for row in read_lines(workdir.diverged)],
   )
-  diverged = read_lines(workdir.diverged)
-  if diverged:
-    lines = [f"- {row['message']}" for row in diverged]
-    text += "\n### Left out: runs that diverged\n\n" + "\n".join(lines) + "\n"
-    write_atomic(workdir.path / "report" / "table.md", text)
-  return text
 
 
 def _lines(metrics: Mapping[str, float]) -> str:

@@ -179,8 +179,9 @@ def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
         "workdir to have it back."
       ) from error
   metrics = _evaluator(bench, setting)(state)
+  null = {k: v if np.isfinite(v) else None for k, v in metrics.items()}  # As records.
   write_atomic(
     workdir.path / "evaluation.json",
-    json.dumps({"step": best, "metrics": metrics}, indent=2) + "\n",
+    json.dumps({"step": best, "metrics": null}, indent=2, allow_nan=False) + "\n",
   )
   return {"step": float(best), **metrics}

@@ -52,6 +52,18 @@ class Workdir:
       write_atomic(self._stored, json.dumps(self._config, indent=2) + "\n")
 
   @property
+  def commands(self) -> tuple[str, ...]:
+    """Command lines that trained here, oldest first; see `add_command`."""
+    stored = self.path / "commands.txt"
+    return tuple(stored.read_text().splitlines()) if stored.exists() else ()
+
+  def add_command(self, command: str) -> None:
+    """Remembers a command line in ``commands.txt``, once."""
+    if command and command not in self.commands:
+      lines = (*self.commands, command)
+      write_atomic(self.path / "commands.txt", "\n".join(lines) + "\n")
+
+  @property
   def results(self) -> Path:
     """``results.jsonl``: one record per evaluation."""
     return self.path / "results.jsonl"

@@ -5,7 +5,11 @@ from mer_dg.reporting.formats import to_csv, to_latex, to_markdown
 from mer_dg.reporting.plots import (
   difference_plot,
   learning_curves,
+  missing_plot,
+  rank_plot,
+  reliability_plot,
   save_figure,
+  severity_plot,
   target_plot,
 )
 from mer_dg.reporting.records import (
@@ -18,6 +22,7 @@ from mer_dg.reporting.records import (
   stable_hash,
 )
 from mer_dg.reporting.report import write_report
+from mer_dg.reporting.stress import corrupted, missing_modality, reliability
 from mer_dg.reporting.tables import Row, Table, build_table
 
 __all__ = [
@@ -26,13 +31,20 @@ __all__ = [
   "Table",
   "append_records",
   "build_table",
+  "corrupted",
   "device_name",
   "difference_plot",
   "git_revision",
   "learning_curves",
   "make_record",
+  "missing_modality",
+  "missing_plot",
+  "rank_plot",
   "read_records",
+  "reliability",
+  "reliability_plot",
   "save_figure",
+  "severity_plot",
   "stable_hash",
   "target_plot",
   "to_csv",

@@ -16,6 +16,9 @@ from mer_dg.reporting import tables
 RULE_LABELS = {
   "source_val": "checkpoint selected on source validation (never sees the target)",
   "last": "last step, no checkpoint selection",
+  "leave_one_source_out": (
+    "setting and step chosen on source domains left out in turn (never sees the target)"
+  ),
   "oracle": (
     "ORACLE: checkpoint selected on the target itself, no valid "
     "domain-generalisation result"
@@ -41,6 +44,26 @@ def _number(value: float, metric: str, sign: str = "") -> str:
     return "NaN"
   percent = is_percent(metric)
   return f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
+
+
+def format_change(value: float, metric: str) -> str:
+  """A signed difference, in points where the metric is shown in percent.
+
+  Example:
+    >>> format_change(0.0125, "accuracy"), format_change(-0.5, "nll")
+    ('+1.2', '-0.500')
+  """
+  return _number(value, metric, "+")
+
+
+def change_unit(metric: str) -> str:
+  """Unit of `format_change`, with a blank before it.
+
+  Example:
+    >>> change_unit("accuracy"), change_unit("nll"), change_unit("brier")
+    (' points', ' nats', '')
+  """
+  return " points" if is_percent(metric) else " nats" if metric == "nll" else ""
 
 
 def format_interval(interval: Interval | None, metric: str) -> str:
@@ -106,10 +129,18 @@ def _places(cells: Sequence[Interval | None], metric: str) -> list[int]:
   return [finite.index(k) if k in finite[:2] else 2 for k in keys]
 
 
-def _grid(
+def cell_texts(
   table: tables.Table, styles: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-  """Header and cell texts; ``styles`` are formats of best, second and other cells."""
+  """Header and cell texts of a table.
+
+  Args:
+    table: Any.
+    styles: Formats of best, second and other cells, e.g. ``("**{}**", "*{}*", "{}")``.
+
+  Returns:
+    The header, and one line per method.
+  """
   header = ["method"]
   body = [[row.method] for row in table.rows]
   if any(row.source_val for row in table.rows):
@@ -140,7 +171,7 @@ def caption(table: tables.Table) -> str:
     f"{_span(counts)} seed{'s' * (max(counts) > 1)} per target and method",
     f"{_span(trials)} hyperparameter setting{'s' * (trials != [1])} tried per method",
     f"data version {table.data_version}",
-    f"code {', '.join(_short(r) for r in table.revisions)}",
+    f"code {', '.join(short_revision(r) for r in table.revisions)}",
     f"run on {', '.join(table.devices)}",
   ]
   text = "; ".join(parts) + "."
@@ -163,15 +194,20 @@ def _span(counts: Sequence[int]) -> str:
   return str(low) if low == high else f"{low} to {high}"
 
 
-def _short(revision: str) -> str:
-  """A git hash in 10 digits, its ``-dirty`` kept; a version as it is."""
+def short_revision(revision: str) -> str:
+  """A git hash in 10 digits, its ``-dirty`` kept; a version as it is.
+
+  Example:
+    >>> short_revision("0123456789" * 4 + "-dirty"), short_revision("v0.1.0")
+    ('0123456789-dirty', 'v0.1.0')
+  """
   commit, dash, dirty = revision.partition("-")
   return commit[:10] + dash + dirty if len(commit) == 40 else revision
 
 
 def to_markdown(table: tables.Table) -> str:
   """A padded pipe table, **best** and *second* marked, and the caption below."""
-  header, body = _grid(table, ("**{}**", "*{}*", "{}"))
+  header, body = cell_texts(table, ("**{}**", "*{}*", "{}"))
   lines = [[c.replace("|", "\\|") for c in line] for line in (header, *body)]
   widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
   # Names left, numbers right; "---:" needs no less than four characters.
@@ -197,7 +233,7 @@ _LATEX = str.maketrans(
 def to_latex(table: tables.Table) -> str:
   r"""A booktabs table (``\usepackage{booktabs}``), best bold, second underlined."""
   # Private marks survive the escaping of the cell texts.
-  header, body = _grid(table, ("\x01{}\x03", "\x02{}\x03", "{}"))
+  header, body = cell_texts(table, ("\x01{}\x03", "\x02{}\x03", "{}"))
 
   def cell(text: str) -> str:
     text = text.translate(_LATEX).replace("\x01", r"\textbf{")

@@ -1,20 +1,24 @@
-"""The report of a workdir: tables and plots as pure functions of its records."""
+"""The report of a workdir: tables, plots and a page as functions of its records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-import math
+from collections.abc import Iterable, Sequence
 import os
 import pathlib
 import re
+from typing import TYPE_CHECKING
 
 from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord
-from mer_dg.reporting import formats, plots, tables
+from mer_dg.reporting import formats, page, plots, stress, tables, verdict
 from mer_dg.reporting.files import write_atomic
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 _HEADINGS = {
   "last": "Last step (no checkpoint selection)",
+  "leave_one_source_out": "Setting and step chosen on left-out sources",
   "oracle": "Oracle (checkpoint selected on the target; not a valid result)",
 }
 
@@ -27,13 +31,18 @@ def write_report(
   reference: str = "erm",
   title: str = "Results",
   metrics_history: Iterable[AnyRecord] | None = None,
+  commands: Sequence[str] = (),
+  left_out: Sequence[str] = (),
+  inner: Iterable[AnyRecord] = (),
 ) -> str:
-  """Writes ``report/table.{md,csv,tex}`` and the plots of a workdir.
+  """Writes ``report/index.html``, ``report/table.{md,csv,tex}`` and the plots.
 
   Each pair of dataset and modality set gets its own table, headed by source-validation
   selection, with ``last`` and ``oracle`` labelled below, and the plots ``targets``,
-  ``differences`` (if methods are compared) and ``curves`` (if several steps were
-  evaluated), as PNG and SVG, with the dataset in their names if there are several.
+  ``differences`` (if methods are compared), ``ranks`` (at least 3 methods on 2
+  targets), ``curves`` (if several steps were evaluated), ``missing``, ``corrupted`` and
+  ``reliability`` (if recorded), as PNG and SVG, with the dataset in their names if
+  there are several. The page holds all of it and needs neither network nor script.
 
   Args:
     workdir: The report goes to its folder ``report``.
@@ -43,6 +52,10 @@ def write_report(
       table has no differences and the report says so.
     title: First heading.
     metrics_history: Rows of training metrics for the curves, see `learning_curves`.
+    commands: Commands that made the records, shown on the page as they are.
+    left_out: Runs that are in no table, and why, one line each.
+    inner: Evaluations of inner runs, each of which leaves out one more domain; with
+      them there is a table of leave-one-source-out selection.
 
   Returns:
     The Markdown text, fit to be printed.
@@ -53,50 +66,115 @@ def write_report(
   records = list(records)
   if not records:
     raise ValueError("Nothing to report: no records.")
-  history = list(metrics_history or ())
+  history, inner = list(metrics_history or ()), list(inner)
   groups = evaluation.group_by(records, _group)
   for rows in groups.values():
     evaluation.check_comparable(rows)  # All of them, before anything is written.
+  sections = [
+    _section(
+      rows,
+      metric,
+      reference,
+      history=[r for r in history if _group(r) == group],
+      inner=[r for r in inner if _group(r) == group],
+    )
+    for group, rows in groups.items()
+  ]
+  html = page.render(
+    sections, title=title, reference=reference, commands=commands, left_out=left_out
+  )
   folder = pathlib.Path(workdir) / "report"
   folder.mkdir(parents=True, exist_ok=True)
-  text, built = [f"# {title}\n"], []
-  for (dataset, modalities), rows in groups.items():
+  text = [f"# {title}\n"]
+  for (dataset, modalities), section in zip(groups, sections, strict=True):
     name = ""
     if len(groups) > 1:
       text.append(f"## {dataset} ({' + '.join(modalities)})\n")
       name = "-" + re.sub(r"[^A-Za-z0-9.]+", "-", "-".join((dataset, *modalities)))
-    compared = any(r["method"] == reference for r in rows)
-    of_rule = {
-      rule: tables.build_table(
-        rows, metric=metric, rule=rule, reference=reference if compared else None
-      )
-      for rule in evaluation.RULES
-    }
-    built.extend(of_rule.values())
-    head = of_rule["source_val"]
-    text.append(_answer(head) if compared else _no_reference(head, reference))
-    text.append(formats.to_markdown(head))
-    figures = {"targets": plots.target_plot(head)}
-    if any(row.differences for row in head.rows):
-      figures["differences"] = plots.difference_plot(head)
-    if len({r["step"] for r in rows}) > 1:
-      own = [r for r in history if _group(r) == (dataset, modalities)]
-      figures["curves"] = plots.learning_curves(rows, metric=metric, history=own)
-    for stem, figure in figures.items():
-      plots.save_figure(figure, folder / f"{stem}{name}")
-      text.append(f"![{stem}]({stem}{name}.png)\n")
-    for rule, heading in _HEADINGS.items():
-      text.append(f"### {heading}\n\n{formats.to_markdown(of_rule[rule])}")
+    text += _markdown(section, folder, name, reference)
+  if left_out:
+    lines = "\n".join(f"- {line}" for line in left_out)
+    text.append(f"### Left out: runs that diverged\n\n{lines}\n")
   markdown = "\n".join(text)
+  built = [table for section in sections for table in section.tables.values()]
   write_atomic(folder / "table.md", markdown)
   write_atomic(folder / "table.csv", formats.to_csv(built))
   latex = "\n".join(formats.to_latex(table) for table in built)
   write_atomic(folder / "table.tex", latex)
+  write_atomic(folder / "index.html", html)
   return markdown
 
 
 def _group(record: AnyRecord) -> tuple[str, tuple[str, ...]]:
   return record["dataset"], tuple(record["modalities"])
+
+
+def _section(
+  rows: list[AnyRecord],
+  metric: str,
+  reference: str,
+  *,
+  history: list[AnyRecord],
+  inner: list[AnyRecord],
+) -> page.Section:
+  compared = any(r["method"] == reference for r in rows)
+  of_rule = {
+    rule: tables.build_table(
+      rows,
+      metric=metric,
+      rule=rule,
+      reference=reference if compared else None,
+      inner=inner,
+    )
+    for rule in (*evaluation.RULES, *(["leave_one_source_out"] if inner else []))
+  }
+  methods = [row.method for row in of_rule["source_val"].rows]
+  return page.Section(
+    records=rows,
+    tables=of_rule,
+    missing=stress.missing_modality(rows, metric=metric, methods=methods),
+    corrupted=stress.corrupted(rows, metric=metric, methods=methods),
+    reliability=stress.reliability(rows, metric=metric, methods=methods),
+    history=history,
+  )
+
+
+def _markdown(
+  section: page.Section, folder: pathlib.Path, name: str, reference: str
+) -> list[str]:
+  """Text of one section; writes its plots."""
+  head = section.head
+  compared = any(row.method == reference for row in head.rows)
+  text = [_answer(head) if compared else _no_reference(head, reference)]
+  text.append(formats.to_markdown(head))
+  for stem, figure in _figures(section).items():
+    plots.save_figure(figure, folder / f"{stem}{name}")
+    text.append(f"![{stem}]({stem}{name}.png)\n")
+  for rule, heading in _HEADINGS.items():
+    if rule in section.tables:
+      text.append(f"### {heading}\n\n{formats.to_markdown(section.tables[rule])}")
+  return text
+
+
+def _figures(section: page.Section) -> dict[str, Figure]:
+  head = section.head
+  methods = [row.method for row in head.rows]
+  figures = {"targets": plots.target_plot(head)}
+  if any(row.differences for row in head.rows):
+    figures["differences"] = plots.difference_plot(head)
+  if plots.can_rank(head):
+    figures["ranks"] = plots.rank_plot(head)
+  if len({r["step"] for r in section.records}) > 1:
+    figures["curves"] = plots.learning_curves(
+      section.records, metric=head.metric, history=section.history, methods=methods
+    )
+  if section.missing is not None:
+    figures["missing"] = plots.missing_plot(section.missing)
+  if section.corrupted is not None:
+    figures["corrupted"] = plots.severity_plot(section.corrupted)
+  if section.reliability is not None:
+    figures["reliability"] = plots.reliability_plot(section.reliability)
+  return figures
 
 
 def _no_reference(table: tables.Table, reference: str) -> str:
@@ -105,23 +183,12 @@ def _no_reference(table: tables.Table, reference: str) -> str:
 
 
 def _answer(table: tables.Table) -> str:
-  """Did it help, by how much, how sure, and where: one line per method.
-
-  "Better" needs both an adjusted p below 0.05 and an interval without 0.
-  """
-  sign = -1 if table.metric in evaluation.LOWER_IS_BETTER else 1
+  """Did it help, by how much, how sure, and where: one line per method."""
   lines = []
-  for row in table.rows:
-    d = row.difference
-    if d is None or math.isnan(d.mean):
-      continue
-    verdict = "not shown to differ"
-    if row.p_holm < 0.05 and (d.low > 0 or d.high < 0):
-      verdict = "better" if sign * d.mean > 0 else "worse"
-    ahead = sum(sign * t.mean > 0 for t in row.differences.values())
-    shown = formats.format_difference(d, row.p_holm, table.metric)
+  for v in verdict.verdicts(table):
+    shown = formats.format_difference(v.difference, v.p, table.metric)
     lines.append(
-      f"- **{row.method}** against {table.reference}: **{verdict}**; {shown} "
-      f"over {d.n} pairs; ahead on {ahead} of {len(row.differences)} targets."
+      f"- **{v.method}** against {table.reference}: **{v.said}**; {shown} "
+      f"over {v.difference.n} pairs; ahead on {v.ahead} of {len(v.targets)} targets."
     )
   return "\n".join(lines) + "\n" if lines else ""

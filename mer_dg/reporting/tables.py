@@ -75,14 +75,16 @@ def build_table(
   metric: str = "accuracy",
   rule: str = "source_val",
   reference: str | None = None,
+  inner: Iterable[AnyRecord] = (),
 ) -> Table:
   """Selects one evaluation per run (and trial, after a search) and summarises.
 
   Args:
     records: All evaluations of all runs of one dataset.
     metric: Name without split; ``target/<metric>`` is shown.
-    rule: Selection rule.
+    rule: Selection rule; one of `evaluation.RULES`, or ``leave_one_source_out``.
     reference: Method to compare with, pair by pair; ``None``: no comparison.
+    inner: Inner runs, for ``leave_one_source_out`` alone.
 
   Returns:
     The table; methods in order of appearance, the reference first.
@@ -103,8 +105,11 @@ def build_table(
   """
   records = list(records)
   evaluation.check_comparable(records)
-  selected = evaluation.select(records, rule, metric=metric)
-  selected = evaluation.best_trial(selected, rule, metric=metric)
+  if rule == "leave_one_source_out":
+    selected = evaluation.select_leave_one_source_out(records, inner, metric=metric)
+  else:
+    selected = evaluation.select(records, rule, metric=metric)
+    selected = evaluation.best_trial(selected, rule, metric=metric)
   scores = evaluation.collect_scores(selected, f"target/{metric}")
   if reference is not None and reference not in scores:
     raise ValueError(f"reference={reference!r} is not one of {tuple(scores)}.")

@@ -146,3 +146,26 @@ def test_every_public_function_has_an_example():
     item = getattr(evaluation, name)
     if inspect.isfunction(item):
       assert ">>>" in inspect.getdoc(item), name
+
+
+def test_reliability_bins_are_those_of_the_calibration_error(data, computed):
+  p, y = kept(data)
+  confidence, correct = p.max(1), p.argmax(1) == y
+  actual = jax.jit(evaluation.reliability_metrics)(*data)
+  rows = np.array(
+    [
+      [actual[f"reliability/{b:02d}/{k}"] for k in ("share", "confidence", "accuracy")]
+      for b in range(evaluation.NUM_BINS)
+    ]
+  )
+  assert len(actual) == rows.size
+  for b, row in enumerate(rows):
+    inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+    expected = [inside.mean(), np.nan, np.nan]
+    if inside.any():
+      expected[1:] = confidence[inside].mean(), correct[inside].mean()
+    np.testing.assert_allclose(row, expected, rtol=1e-5)
+  share, conf, acc = rows[rows[:, 0] > 0].T
+  np.testing.assert_allclose(
+    np.sum(share * abs(acc - conf)), computed["ece"], rtol=1e-4
+  )

@@ -153,3 +153,15 @@ def test_identical_methods_do_not_differ():
 def test_ranking_too_little_is_an_error():
   with pytest.raises(ValueError, match="got 1 on 1"):
     evaluation.rank_methods({"x": {"a": {0: 0.5}}})
+
+
+def test_cliques_by_hand():
+  def of(*ranks, cd):
+    named = dict(zip("vwxyz", ranks, strict=False))
+    return ["".join(c) for c in evaluation.cliques(evaluation.Ranking(named, cd, 0, 9))]
+
+  # From each method as far as the critical difference reaches; subsets are dropped.
+  assert of(1.0, 1.5, 2.4, 4.0, 4.5, cd=1.0) == ["vw", "wx", "yz"]
+  assert of(1.0, 2.0, 3.0, cd=2.0) == ["vwx"]
+  assert of(1.0, 2.0, 3.0, cd=0.5) == []
+  assert of(3.0, 1.0, 2.9, cd=0.2) == ["xv"]  # In order of rank.

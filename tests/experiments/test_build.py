@@ -128,6 +128,8 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   found = resident(workbench.arrays, *places, state.variables)
   metrics = name_sources(found, sources)
   assert [k for k, v in metrics.items() if np.isnan(v)] == ["val/lone/accuracy"]
+  shares = [v for k, v in metrics.items() if k.endswith("/share")]
+  np.testing.assert_allclose([len(shares), sum(shares)], [15, 1.0], rtol=1e-6)
   assert {f"val/{s}/accuracy" for s in sources} <= set(metrics)
   # Without one modality the record says what a network sees that never had it.
   rows = workbench.split("d2").test

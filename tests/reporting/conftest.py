@@ -27,13 +27,13 @@ def _record(**fields):
   return reporting.make_record(**(defaults | fields))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make():
   """Builds one record from the fields that matter to a test."""
   return _record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def experiment():
   """ERM and MER on two targets, three seeds, three steps; MER is 10 points better.
 

@@ -42,6 +42,38 @@ def test_difference_plot_shows_every_target_and_the_mean(table):
   assert "to erm (points); right is better" in ax.get_xlabel()
 
 
+def three_methods(experiment):
+  worse = [
+    {**r, "method": "mm", "run_id": "mm" + r["run_id"],
+     "metrics": r["metrics"] | {"target/accuracy": 0.1}}
+    for r in experiment
+    if r["method"] == "mer"
+  ]  # fmt: skip
+  return reporting.build_table(experiment + worse, reference="erm")
+
+
+def test_rank_plot_places_methods_on_their_mean_ranks(experiment):
+  fig = reporting.rank_plot(three_methods(experiment))
+  (ax,) = fig.axes
+  marks = {(line.get_marker(), *line.get_xdata())
+           for line in ax.lines if len(line.get_xdata()) == 1}  # fmt: skip
+  # MER wins on both targets, ERM is second; looks are those of the table's order.
+  assert {("s", 1.0), ("o", 2.0), ("D", 3.0)} == marks
+  labels = {t.get_text().strip() for t in ax.texts}
+  # Demsar 2006: q = 2.343 for three methods; CD = q sqrt(3 4 / (6 2)) = 2.34.
+  assert {"mer  1.00", "erm  2.00", "mm  3.00", "critical difference 2.34"} <= labels
+  # No two differ by 2.34: one bar joins all three.
+  bars = [line for line in ax.lines if line.get_linewidth() == 4]
+  np.testing.assert_allclose([b.get_xdata() for b in bars], [[0.96, 3.04]])
+
+
+def test_two_methods_cannot_be_ranked(table, experiment):
+  assert not plots.can_rank(table)
+  assert plots.can_rank(three_methods(experiment))
+  with pytest.raises(ValueError, match="need >= 3 methods on >= 2 common targets"):
+    reporting.rank_plot(table)
+
+
 def test_difference_plot_needs_a_reference(experiment):
   with pytest.raises(ValueError, match="no paired differences to reference=None"):
     reporting.difference_plot(reporting.build_table(experiment))
@@ -69,8 +101,37 @@ def test_history_adds_to_the_curves(experiment):
 
 
 def test_more_methods_than_colours_still_look_different():
-  looks = [tuple(plots._look(i).values()) for i in range(28)]
+  looks = [tuple(plots.style.look(i).values()) for i in range(28)]
   assert len(set(looks)) == 28
+
+
+def test_names_are_no_formulas_and_no_markup(make):
+  runs = [make(method="$x$ <b>", target="a_$b", step=s, seed=s) for s in (1, 2)]
+  fig = reporting.target_plot(reporting.build_table(runs))
+  assert not any(t.get_parse_math() for t in fig.axes[0].get_xticklabels())
+  svg = plots.style.to_bytes(fig, "svg").decode()
+  assert ">$x$ &lt;b&gt;<" in svg
+  assert ">a_$b<" in svg
+
+
+def test_curves_one_by_one_share_the_axis_of_scores(experiment):
+  figures = plots.curve_figures(experiment, methods=["erm", "mer"])
+  assert list(figures) == [
+    *("source validation", "target", "entropy of video", "entropy of audio")
+  ]
+  (val,), (target,) = figures["source validation"].axes, figures["target"].axes
+  assert val.get_ylim() == target.get_ylim()
+  # ERM has the first look, though MER appears first in the records.
+  np.testing.assert_allclose(target.lines[0].get_ydata(), [22.0, 42.0, 47.0])
+  assert target.lines[0].get_color() == plots.style.COLORS[0]
+
+
+def test_effective_rank_has_its_panels(experiment):
+  records = [{**r, "metrics": r["metrics"] | {"effective_rank/audio": 2.5}}
+             for r in experiment]  # fmt: skip
+  panel = plots.curve_panels(records)[-1]
+  assert panel.title == "effective rank of audio"
+  assert panel.label == "dimensions"
 
 
 def test_no_records_no_curves():

@@ -16,7 +16,7 @@ def test_report_answers_writes_every_file_and_labels_the_extras(tmp_path, experi
     for stem in ("targets", "differences", "curves")
     for end in ("png", "svg")
   }
-  assert names == {"table.md", "table.csv", "table.tex", *plots}
+  assert names == {"index.html", "table.md", "table.csv", "table.tex", *plots}
   assert (folder / "table.md").read_text() == text
   assert all((folder / name).exists() for name in re.findall(r"\]\((.*?)\)", text))
   lines = text.splitlines()
@@ -73,3 +73,24 @@ def test_records_of_two_data_versions_are_refused_before_anything_is_written(
 def test_an_empty_report_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="no records"):
     reporting.write_report(tmp_path, [])
+
+
+def test_inner_runs_add_a_table_of_leave_one_source_out(tmp_path, make):
+  def runs(w, target, sources, value):
+    metrics = {"val/accuracy": 1 - w, "target/accuracy": value}
+    fields = dict(hyper={"w": w}, target=target, sources=sources, metrics=metrics)
+    return make(method="erm", **fields)
+
+  # Source validation prefers w = 0, the left-out sources prefer w = 0.5.
+  inner = [
+    runs(w, s, [o], 0.4 + w) for w in (0.0, 0.5) for s, o in (("a", "b"), ("b", "a"))
+  ]
+  final = [runs(w, "t", ["a", "b"], 0.25 + w) for w in (0.0, 0.5)]
+  text = reporting.write_report(tmp_path, final, inner=inner)
+  head, _, rest = text.partition("### Setting and step chosen on left-out sources")
+  assert "25.0" in head
+  assert "75.0" in rest.partition("### Oracle")[0]
+  assert "2 hyperparameter settings tried" in rest
+  page = (tmp_path / "report" / "index.html").read_text()
+  assert "Setting and step chosen on left-out sources" in page
+  assert "leave_one_source_out" in (tmp_path / "report" / "table.csv").read_text()
