@@ -1,16 +1,20 @@
 """Encoders, projectors, fusion and heads; the only room that imports flax.linen."""
 
+from mer_dg.networks.branches import place_weights
 from mer_dg.networks.convolution import convolve
 from mer_dg.networks.encoders import ENCODERS
 from mer_dg.networks.fusion import FUSIONS
 from mer_dg.networks.network import count_parameters, describe, make_network
 from mer_dg.networks.preparation import keep_modalities
+from mer_dg.networks.pretrained import BACKBONES, Backbone, load_weights, make_backbone
 from mer_dg.networks.types import KINDS, InputSpec, Network, Outputs
 
 __all__ = (
+  "BACKBONES",
   "ENCODERS",
   "FUSIONS",
   "KINDS",
+  "Backbone",
   "InputSpec",
   "Network",
   "Outputs",
@@ -18,5 +22,8 @@ __all__ = (
   "count_parameters",
   "describe",
   "keep_modalities",
+  "load_weights",
+  "make_backbone",
   "make_network",
+  "place_weights",
 )

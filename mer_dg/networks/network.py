@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from mer_dg.networks import encoders, heads, initialization, types
 from mer_dg.networks import fusion as fusion_lib
+from mer_dg.networks.branches import add_backbone, encode_with_backbone
 from mer_dg.networks.preparation import keep_modalities, named_key, prepare_input
+from mer_dg.networks.pretrained import BACKBONES, Backbone, make_backbone
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -20,7 +22,7 @@ def make_network(
   *,
   num_classes: int,
   fusion: str = "concat",
-  encoder: str | Mapping[str, str] = "auto",
+  encoder: str | Backbone | Mapping[str, str | Backbone] = "auto",
   embedding_dim: int | Mapping[str, int] = 64,
   hidden_dim: int = 128,
   fusion_dim: int = 128,
@@ -54,13 +56,21 @@ def make_network(
   Entries of ``inputs``, ``present`` and ``embeddings`` for other modalities are
   ignored, so a network for some modalities can be applied to the full batch.
 
+  *Published encoders.* An encoder may be a ``Backbone``. What it trains is then in
+  ``params["encoder_{m}"]``, its frozen trunk in ``variables["frozen"][m]`` and its
+  running statistics in ``variables["batch_stats"][m]``, all random until
+  ``place_weights`` fills them in. Its scaling is meant to be the published
+  normalisation, nothing is clipped, and its dropout is seen by all losses.
+
   Args:
     specs: ``{modality: InputSpec}``; its order is the order of fusion.
     num_classes: K >= 2.
     fusion: ``concat``, ``sum``, ``gated``, ``film``, ``lowrank``, ``attention``,
       ``bottleneck`` or ``late``.
-    encoder: ``auto``, ``mlp``, ``linear`` or ``conv``, for all or per modality.
-    embedding_dim: Width D of the embeddings, for all or per modality.
+    encoder: ``auto``, ``mlp``, ``linear``, ``conv``, a ``Backbone``, or the name of
+      one for its defaults in ``compute_dtype``; for all or per modality.
+    embedding_dim: Width D of the embeddings, for all or per modality; that of a
+      backbone is its own.
     hidden_dim: Hidden width of the encoders.
     fusion_dim: Common width inside the fusion (none for ``concat`` and ``late``).
     classifier_dim: Hidden width of the classifier behind the fusion.
@@ -102,6 +112,8 @@ def make_network(
     raise ValueError(f"input_clip={input_clip} must be > 0.")
   encoder = _per_modality("encoder", encoder, modalities)
   embedding_dim = _per_modality("embedding_dim", embedding_dim, modalities)
+  backbones = _backbones(encoder, specs, compute_dtype)
+  embedding_dim |= {m: backbone.embedding_dim for m, backbone in backbones.items()}
   widths = dict(
     hidden_dim=hidden_dim,
     fusion_dim=fusion_dim,
@@ -131,6 +143,7 @@ def make_network(
       dtype=compute_dtype,
     )
     for m in modalities
+    if m not in backbones
   }
   projector = heads.Projector(projector_dim, projection_dim, dtype=compute_dtype)
   head = initialization.dense(num_classes, dtype=compute_dtype)
@@ -143,8 +156,12 @@ def make_network(
     dtype=compute_dtype,
   )
 
-  def init(key):
+  def init(key, batch=None):
+    if batch is not None:
+      _check_names("inputs", batch["inputs"], modalities)
+      _check_shapes(batch["inputs"], specs)
     params, scaling, z = {}, {}, []
+    variables: dict[str, Any] = {"params": params, "scaling": scaling}
     # `draw` makes the noise, by name: adding a modality leaves the others' initial
     # values alone. The modules' own initialisers are constants.
     for m in modalities:
@@ -152,10 +169,13 @@ def make_network(
       x = jnp.zeros((1, *spec.shape[:-1], spec.channels))
       z_m = jnp.zeros((1, embedding_dim[m]))
       branch = {
-        f"encoder_{m}": encoder_modules[m].init(key, x)["params"],
         f"projector_{m}": projector.init(key, z_m)["params"],
         f"head_{m}": head.init(key, z_m)["params"],
       }
+      if m in backbones:
+        add_backbone(variables, m, backbones[m], named_key(key, f"backbone_{m}"))
+      else:
+        branch[f"encoder_{m}"] = encoder_modules[m].init(key, x)["params"]
       params |= initialization.draw(named_key(key, f"encoder_{m}"), branch)
       scaling[m] = {
         "center": jnp.zeros(spec.channels),
@@ -167,7 +187,7 @@ def make_network(
       present = jnp.ones((1, len(modalities)), bool)
       fused = fusion_module.init(key, z, present, train=False)
       params["fusion"] = initialization.draw(named_key(key, "fusion"), fused["params"])
-    return {"params": params, "scaling": scaling}
+    return variables
 
   def encode(variables, m, x, present):
     scaling = jax.lax.stop_gradient(variables["scaling"][m])
@@ -207,9 +227,15 @@ def make_network(
     def where_present(values):
       return {m: jnp.where(present[m][:, None], v, 0) for m, v in values.items()}
 
-    embeddings = where_present(
-      {m: encode(variables, m, inputs[m], present[m]) for m in modalities}
-    )
+    embeddings, batch_stats = {}, {}
+    for m in modalities:
+      if m in backbones:
+        embeddings[m], batch_stats[m] = encode_with_backbone(
+          variables, m, backbones[m], inputs[m], present[m], train=train, key=key
+        )
+      else:
+        embeddings[m] = encode(variables, m, inputs[m], present[m])
+    embeddings = where_present(embeddings)
     projections = {
       m: _run(projector, variables, f"projector_{m}", embeddings[m]) for m in modalities
     }
@@ -227,7 +253,8 @@ def make_network(
       unimodal_logits=where_present(unimodal(variables, embeddings)),
       logits=fuse(variables, embeddings, kept, train=train, key=key),
     )
-    return outputs, {}
+    moving = train and any(b.options["bn_mode"] != "frozen" for b in backbones.values())
+    return outputs, {"batch_stats": batch_stats} if moving else {}
 
   return types.Network(modalities, init, apply, fuse, unimodal)
 
@@ -280,6 +307,32 @@ def _per_modality(argument, value, modalities):
       f"{argument} names the modalities {tuple(value)}, expected {modalities}."
     )
   return {m: value[m] for m in modalities}
+
+
+def _backbones(encoder, specs, compute_dtype) -> dict[str, Backbone]:
+  """The published encoders among ``encoder``, by modality."""
+  backbones = {
+    m: make_backbone(e, compute_dtype=compute_dtype) if e in BACKBONES else e
+    for m, e in encoder.items()
+    if isinstance(e, Backbone) or e in BACKBONES
+  }
+  for m, backbone in backbones.items():
+    sample = backbone.sample
+    if len(specs[m].shape) != len(sample) or specs[m].shape[-1] != sample[-1]:
+      raise ValueError(
+        f"encoder[{m!r}]={backbone.kind!r} needs samples of shape {sample}, got "
+        f"{specs[m].shape}."
+      )
+  return backbones
+
+
+def _check_shapes(inputs, specs):
+  for m, spec in specs.items():
+    if jnp.shape(inputs[m])[1:] != spec.shape:
+      raise ValueError(
+        f"inputs[{m!r}] has shape {jnp.shape(inputs[m])}, expected (B, "
+        f"{', '.join(map(str, spec.shape))}) for this {spec.kind}."
+      )
 
 
 def _check_names(argument, values, modalities):

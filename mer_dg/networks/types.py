@@ -81,9 +81,11 @@ class Network(NamedTuple):
 
   Attributes:
     modalities: Names, in the order of fusion.
-    init: ``(key) -> variables``. ``variables["params"]`` has exactly the keys
+    init: ``(key, batch=None) -> variables``. Shapes come from the specs; a ``batch``
+      that is given is held against them. ``variables["params"]`` has exactly the keys
       ``encoder_{m}``, ``projector_{m}``, ``head_{m}`` and ``fusion``;
-      ``variables["scaling"]`` is ``{m: {"center": [C], "inv_scale": [C]}}``.
+      ``variables["scaling"]`` is ``{m: {"center": [C], "inv_scale": [C]}}``. Published
+      encoders add ``frozen`` and ``batch_stats``, see ``make_network``.
     apply: ``(variables, inputs, present, *, train, key)`` ->
       ``(Outputs, new_model_state)``; the latter holds the collections that changed,
       ``{}`` when none did.
@@ -93,7 +95,7 @@ class Network(NamedTuple):
   """
 
   modalities: tuple[str, ...]
-  init: Callable[[jax.Array], dict[str, Any]]
+  init: Callable[..., dict[str, Any]]
   apply: Callable[..., tuple[Outputs, dict[str, Any]]]
   fuse: Callable[..., jax.Array]
   unimodal: Callable[..., dict[str, jax.Array]]

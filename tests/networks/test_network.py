@@ -83,6 +83,18 @@ def test_variables_have_the_promised_layout(network, variables, batch, evaluate)
   assert_close(outputs.unimodal_logits["seq"], expected["seq"], atol=1e-6)
 
 
+def test_a_batch_given_at_the_start_is_held_against_the_specs(
+  network, variables, batch
+):
+  inputs, present = batch
+  again = network.init(jax.random.key(0), {"inputs": inputs, "present": present})
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+  m = next(iter(SPECS))
+  wrong = {**inputs, m: inputs[m][..., :-1]}
+  with pytest.raises(ValueError, match=rf"inputs\['{m}'\] has shape .*, expected"):
+    network.init(jax.random.key(0), {"inputs": wrong})
+
+
 def test_the_order_of_dicts_does_not_matter(variables, batch, evaluate):
   inputs, present = batch
   turned = [dict(reversed(list(d.items()))) for d in (inputs, present)]

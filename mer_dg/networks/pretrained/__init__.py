@@ -1,0 +1,30 @@
+"""The published video, flow and audio encoders, and their weights."""
+
+from mer_dg.networks.pretrained.backbone import (
+  BACKBONES,
+  BN_MODES,
+  LAYER4_INITS,
+  Backbone,
+  encode,
+  make_backbone,
+)
+from mer_dg.networks.pretrained.hust import make_hust_cnn
+from mer_dg.networks.pretrained.sentiment import make_sentiment_encoder
+from mer_dg.networks.pretrained.torch_names import Report, from_torch, torch_name
+from mer_dg.networks.pretrained.weights import load_weights, save_weights
+
+__all__ = (
+  "BACKBONES",
+  "BN_MODES",
+  "LAYER4_INITS",
+  "Backbone",
+  "Report",
+  "encode",
+  "from_torch",
+  "load_weights",
+  "make_backbone",
+  "make_hust_cnn",
+  "make_sentiment_encoder",
+  "save_weights",
+  "torch_name",
+)
