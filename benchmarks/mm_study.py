@@ -25,7 +25,12 @@ import numpy as np
 
 from mer_dg.reporting import build_table, missing_modality, read_records, save_figure
 
-FUSIONS = {"concat": "o", "gated": "s", "late": "^"}
+# Marker and colour (Okabe and Ito) of each fusion.
+FUSIONS = {
+  "concat": ("o", "#0072B2"),
+  "gated": ("s", "#D55E00"),
+  "late": ("^", "#009E73"),
+}
 
 
 def main() -> None:
@@ -102,12 +107,17 @@ def _interval(gain, p: float) -> str:
 def _figure(studies):
   """Paired difference to ERM per set, method and fusion, with 95 % intervals."""
   fig, axes = plt.subplots(
-    1, len(studies), figsize=(3.1 * len(studies), 3.2), sharey=True, squeeze=False
+    1,
+    len(studies),
+    figsize=(3.0 * len(studies) + 0.8, 3.2),
+    sharey=True,
+    squeeze=False,
+    layout="constrained",
   )
   for ax, (name, by_fusion) in zip(axes[0], studies.items(), strict=True):
     rows = next(iter(by_fusion.values()))["table"].rows[1:]
     methods = [row.method for row in rows]
-    for j, (fusion, marker) in enumerate(FUSIONS.items()):
+    for j, (fusion, (marker, color)) in enumerate(FUSIONS.items()):
       if fusion not in by_fusion:
         continue
       found = {r.method: r.difference for r in by_fusion[fusion]["table"].rows[1:]}
@@ -118,6 +128,7 @@ def _figure(studies):
         np.arange(len(methods)) + 0.22 * (j - 1),
         xerr=np.abs(ends.T - mean[None, :]),
         fmt=marker,
+        color=color,
         markersize=4,
         capsize=2,
         label=fusion,
@@ -126,9 +137,10 @@ def _figure(studies):
     ax.set_title(name)
     ax.set_xlabel("points over ERM on the target")
   axes[0, 0].set_yticks(range(len(methods)), methods)
-  axes[0, 0].invert_yaxis()
-  axes[0, -1].legend(title="fusion", fontsize=8)
-  fig.tight_layout()
+  axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
+  fig.legend(
+    *axes[0, 0].get_legend_handles_labels(), title="fusion", loc="outside center right"
+  )
   return fig
 
 

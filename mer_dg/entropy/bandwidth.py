@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mer_dg.entropy import _arrays
+from mer_dg.entropy.isj import isj_bandwidth
 
-RULES = ("scott", "silverman", "median")
+RULES = ("scott", "silverman", "median", "isj")
 
 # The median rule looks at this many evenly spaced rows at most, so that its cost and
 # memory do not grow as n^2.
@@ -22,6 +23,8 @@ def check_bandwidth(bandwidth, d: int) -> None:
   """Raises for an unknown rule, a wrong shape, or a concrete value <= 0."""
   if isinstance(bandwidth, str):
     _arrays.check_choice("bandwidth", bandwidth, RULES)
+    if bandwidth == "isj" and d != 1:
+      raise ValueError(f"bandwidth='isj' is for samples with d = 1, got d = {d}.")
     return
   array = jnp.asarray(bandwidth)
   if array.shape not in ((), (d,)):
@@ -51,21 +54,33 @@ def bandwidth_rule(rule: str, z: jax.Array, v: jax.Array) -> jax.Array:
     One scalar rather than one value per dimension: a dead dimension would otherwise
     have bandwidth 0, and the entropy would not be invariant to rotation.
   * ``median``: median pairwise distance between rows (at most 1024 of them).
+  * ``isj``: improved Sheather-Jones (Botev et al. 2010), d = 1 only.
 
   Identical rows have no scale: the result is then floored at a tiny positive number,
   which keeps the entropy finite (very negative) with zero gradient.
   """
-  n, d = z.shape
-  tiny = float(jnp.finfo(z.dtype).tiny) ** 0.25
+  # In units of the largest entry squares neither overflow nor vanish.
+  center = _arrays.robust_center(z, v > 0)
+  z = jnp.where((v > 0)[:, None], z - center[None, :], 0)
+  peak = lax.stop_gradient(jnp.max(jnp.abs(z)))
+  peak = jnp.where(peak > 0, peak, 1)
+  h = peak * _rule_in_units(rule, z / peak, v)
+  return jnp.maximum(h, float(jnp.finfo(z.dtype).tiny) ** 0.5)
+
+
+def _rule_in_units(rule: str, z: jax.Array, v: jax.Array) -> jax.Array:
+  d = z.shape[1]
   if rule == "median":
-    return jnp.maximum(_median_distance(z, v), tiny)
+    return _median_distance(z, v)
+  if rule == "isj":
+    return isj_bandwidth(z[:, 0], v)
   _, var = _arrays.weighted_moments(z, v)
   sigma = _arrays.safe_sqrt(jnp.mean(var))
   total = jnp.sum(v)
   n_eff = total**2 / jnp.where(total > 0, jnp.sum(v**2), 1)
   n_eff = lax.stop_gradient(jnp.maximum(n_eff, 1))
   factor = n_eff if rule == "scott" else n_eff * ((d + 2) / 4)
-  return jnp.maximum(sigma * factor ** (-1 / (d + 4)), tiny)
+  return sigma * factor ** (-1 / (d + 4))
 
 
 def _median_distance(z: jax.Array, v: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mer_dg.entropy import _arrays
 from mer_dg.entropy._batching import one_by_one_on_cpu
+from mer_dg.entropy.scatter import scatter_logdet
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -24,9 +25,7 @@ def centered_rows(z: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax
   return _arrays.drop_rows(z - mean[None, :], where), count
 
 
-def ridge_logdet(
-  x: jax.Array, ridge: jax.Array, *, form: str = "auto"
-) -> tuple[jax.Array, jax.Array]:
+def ridge_logdet(x: jax.Array, ridge: jax.Array, *, form: str = "auto") -> jax.Array:
   r"""``log det(ridge I_d + x^T x)`` for rows ``x [n, d]``.
 
   Primal (d x d) or dual (n x n, by Sylvester's identity). Cholesky where it is reliable
@@ -36,21 +35,20 @@ def ridge_logdet(
 
   Args:
     x: ``[n, d]``.
-    ridge: Scalar >= 0 (> 0 for the dual form), may be traced.
+    ridge: Scalar > 0, may be traced.
     form: ``"primal"``, ``"dual"`` or ``"auto"`` (dual when n < d).
 
   Returns:
-    The log determinant and the smallest diagonal entry of the triangular factor, at
-    rounding level when the matrix is singular (no gradient).
+    The log determinant, a scalar.
   """
   n, d = x.shape
   if form == "auto":
     form = "dual" if n < d else "primal"
   a = x.T if form == "dual" else x  # [rows, k]
-  value, smallest = _stacked_logdet(*_arrays.align_varying(a, ridge))
+  value = _stacked_logdet(*_arrays.align_varying(a, ridge))
   if form == "dual":
     value = value + (d - n) * jnp.log(ridge)
-  return value, smallest
+  return value
 
 
 @one_by_one_on_cpu
@@ -86,20 +84,16 @@ def _stacked_logdet(a, ridge):
 
 def _stacked_logdet_fwd(a, ridge):
   r = _triangular_factor(a, ridge)
-  pivots = jnp.abs(jnp.diagonal(r))
-  return (2 * jnp.sum(jnp.log(pivots)), jnp.min(pivots)), (a, r)
+  return 2 * jnp.sum(jnp.log(jnp.abs(jnp.diagonal(r)))), (a, r)
 
 
 def _stacked_logdet_bwd(residual, g):
   # d logdet(ridge I + a^T a) = 2 tr((..)^-1 a^T da) + tr((..)^-1) dridge
   a, r = residual
-  g = g[0]
   inverse_r = _inverse_triangular(r)
   half = jnp.matmul(a, inverse_r, precision=HIGHEST)
   da = 2 * g * jnp.matmul(half, inverse_r.T, precision=HIGHEST)
-  # A singular matrix has no finite gradient; its entropy is -inf by convention.
-  finite = lambda y: jnp.where(g == 0, jnp.zeros_like(y), y)
-  return finite(da), finite(g * jnp.sum(inverse_r**2))
+  return da, g * jnp.sum(inverse_r**2)
 
 
 _stacked_logdet.defvjp(_stacked_logdet_fwd, _stacked_logdet_bwd)
@@ -120,12 +114,13 @@ def gaussian_entropy(
     z: Samples ``[..., n, d]``, floating.
     shrinkage: ``rho`` in [0, 1], towards the isotropic covariance of the same trace.
       May be traced.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
 
   Returns:
     Nats, ``[...]``. ``-inf`` with zero gradient when the covariance is singular to
-    working precision (n <= d without shrinkage; identical rows; in float32, one row
-    1e7 times farther away than the others). 0 when fewer than two rows are valid.
+    working precision (n <= d without shrinkage; identical rows; dependent columns).
+    Rows and columns of very different size are not singular. 0 when fewer than two rows
+    are valid.
 
   Raises:
     TypeError: If ``z`` is not floating.
@@ -148,28 +143,53 @@ def gaussian_entropy(
 
   def one(z, where):
     z = _arrays.drop_rows(_arrays.accumulate(z), where)
-    x, count = centered_rows(z, where)
-    return _entropy_of_centered(x, count, jnp.asarray(shrinkage, z.dtype))
+    poison = lax.stop_gradient(_arrays.nan_if_nan(z))
+    d = z.shape[1]
+    rho = jnp.asarray(shrinkage, z.dtype)
+    center = _arrays.robust_center(z, where)
+    z = _arrays.drop_rows(z - center[None, :], where)
+    # In units of the largest entry nothing overflows.
+    peak = lax.stop_gradient(jnp.max(jnp.abs(z)))
+    peak = jnp.where(peak > 0, peak, 1)
+    z = z / peak
+    if concrete is None:
+      plain, shrunk = _plain_logdet(z, where), _shrunk_logdet(z, where, rho)
+      pick = lambda a, b: jnp.where(rho > 0, a, b)
+      logdet, finite = map(pick, shrunk, plain)
+    elif concrete > 0:
+      logdet, finite = _shrunk_logdet(z, where, rho)
+    else:
+      logdet, finite = _plain_logdet(z, where)
+    logdet = jnp.where(finite, logdet, 0)
+    value = 0.5 * d * math.log(2 * math.pi * math.e) + 0.5 * logdet + d * jnp.log(peak)
+    value = jnp.where(finite, value, -jnp.inf)
+    enough = jnp.sum(_arrays.row_weights(z, where)) >= 2
+    return jnp.where(enough, value, 0) + poison
 
   return _arrays.over_batch(one, z, where)
 
 
-def _entropy_of_centered(x, count, shrinkage):
+def _shrunk_logdet(z, where, rho):
+  """``log det`` of the shrunk covariance, rho > 0 (else any finite number)."""
+  x, count = centered_rows(z, where)
   n, d = x.shape
-  enough = count >= 2
-  dof = jnp.where(enough, count - 1, 1)
+  dof = jnp.maximum(count - 1, 1)
   trace = jnp.sum(x**2) / dof
-  # In units of the mean standard deviation: ridge = rho, no overflow for any scale.
+  # In units of the mean standard deviation the ridge is rho.
   positive = trace > 0
   sigma = jnp.sqrt(jnp.where(positive, trace, 1) / d)
   x = x / (sigma * jnp.sqrt(dof))
-  # Without shrinkage the dual form has no ridge to stand on; n < d is singular then.
-  ridge = shrinkage if n >= d else jnp.where(shrinkage > 0, shrinkage, 1)
-  logdet, smallest = ridge_logdet(jnp.sqrt(1 - shrinkage) * x, ridge)
-  rounding = jnp.finfo(x.dtype).eps * max(n, d)
-  full_rank = (shrinkage > 0) | ((count > d) & (smallest > rounding))
-  logdet = jnp.where(full_rank, logdet, 0)
-  value = 0.5 * (d * math.log(2 * math.pi * math.e) + logdet) + d * jnp.log(sigma)
-  value = jnp.where(positive & full_rank, value, -jnp.inf)
-  poison = _arrays.nan_if_nan(x) + _arrays.nan_if_nan(trace)
-  return jnp.where(enough, value, 0) + lax.stop_gradient(poison)
+  rho = jnp.where(rho > 0, rho, 1)
+  logdet = ridge_logdet(jnp.sqrt(1 - rho) * x, rho)
+  return logdet + 2 * d * jnp.log(sigma), positive
+
+
+def _plain_logdet(z, where):
+  """``log det`` of the covariance, and whether it is finite."""
+  n, d = z.shape
+  if n <= d:
+    return jnp.zeros((), z.dtype), jnp.zeros((), bool)
+  v = _arrays.row_weights(z, where)
+  count = jnp.sum(v)
+  value, full_rank = scatter_logdet(z, v)
+  return value - d * jnp.log(jnp.maximum(count - 1, 1)), full_rank & (count > d)

@@ -29,7 +29,10 @@ def _log_density(
   d = q.shape[1]
   scale = 1 / (h if h.ndim == 0 else h[None, :])
   shift = center[None, :]
+  # Rows without weight go to the centre, where nothing overflows.
   q_unit = (q - shift) * scale
+  if q is r:
+    q_unit = jnp.where((v > 0)[:, None], q_unit, 0)
   r_unit = q_unit if q is r else (r - shift) * scale
   log_v = _arrays.safe_log(v)
   ell = log_kernel_sums(
@@ -92,7 +95,8 @@ def kde_entropy(
   Args:
     z: Samples, ``[..., n, d]``, floating. Half precision is computed in float32.
     bandwidth: Kernel scale ``h > 0`` in the units of ``z``: a scalar (may be traced),
-      an array ``[d]``, or a rule: ``"scott"``, ``"silverman"``, ``"median"``.
+      an array ``[d]``, or a rule: ``"scott"``, ``"silverman"``, ``"median"``, or for
+      d = 1 ``"isj"`` (improved Sheather-Jones).
       For ``kernel="vmf"`` a scalar; the concentration is ``1 / h**2``.
     kernel: ``"gaussian"``, ``"laplace"`` (radial, ``exp(-|x|/h)``), ``"student-t"``,
       ``"epanechnikov"`` (radial), ``"vmf"`` (rows are scaled to unit length;
@@ -124,9 +128,10 @@ def kde_entropy(
 
   References:
     Ahmad & Lin 1976 (resubstitution); Beirlant et al., Nonparametric entropy
-    estimation: an overview, 1997, section 2.2 (leave-one-out). Wang & Isola 2020,
-    section 4.1.2: with ``kernel="vmf"`` the negative of this is the uniformity part of
-    the contrastive loss at temperature ``h**2``, up to a constant.
+    estimation: an overview, 1997, section 2.2 (leave-one-out). Botev, Grotowski &
+    Kroese, Kernel density estimation via diffusion, 2010, section 5 (``"isj"``). Wang &
+    Isola 2020, section 4.1.2: with ``kernel="vmf"`` the negative of this is the
+    uniformity part of the contrastive loss at temperature ``h**2``, up to a constant.
 
   Example:
     >>> print(f"{kde_entropy(jnp.array([[0.0], [2.0]]), bandwidth=1.0):.4f}")
@@ -284,7 +289,7 @@ def mixture_entropy_bounds(
   Args:
     z: Component centres ``[..., n, d]``, floating.
     bandwidth: Component standard deviation, as in ``kde_entropy``.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
     block_size: As in ``kde_entropy``.
     bandwidth_gradient: As in ``kde_entropy``.
 

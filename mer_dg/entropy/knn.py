@@ -34,7 +34,7 @@ def knn_entropy(
   Args:
     z: Samples ``[..., n, d]``, floating.
     k: Neighbour, >= 1. Where n valid rows are too few, ``min(k, n - 1)`` is used.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
     block_size: Query rows per tile; None chooses.
 
   Returns:

@@ -34,7 +34,7 @@ def marginal_entropy(
   Args:
     z: Samples ``[..., n, d]``, floating.
     estimator: One of the above.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
     bandwidth: For ``kde`` only.
 
   Returns:

@@ -36,7 +36,7 @@ def marginal_entropy_loss(
     gamma: Standard deviation aimed at, in the units of ``z``. May be traced.
     eps: Added to the variance, > 0; bounds the gradient at zero variance. May be
       traced.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
 
   Returns:
     ``[...]``, float32 or wider. 0 with zero gradient below two valid rows (undefined
@@ -74,7 +74,7 @@ def _standardized_logdet(z, where, eps, form):
   safe_count = jnp.where(enough, count, 2)
   std = _arrays.safe_sqrt(jnp.sum(x**2, axis=0) / safe_count) + eps
   x = x / std[None, :] / jnp.sqrt(safe_count - 1)
-  logdet, _ = ridge_logdet(x, jnp.asarray(eps, x.dtype), form=form)
+  logdet = ridge_logdet(x, jnp.asarray(eps, x.dtype), form=form)
   return logdet, enough
 
 
@@ -94,7 +94,7 @@ def spectral_entropy_loss(
     eps: Ridge and floor of the standard deviation, > 0. May be traced.
     form: ``"primal"`` (d x d), ``"dual"`` (n x n) or ``"auto"`` (dual when n < d);
       equal up to rounding.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
 
   Returns:
     ``[...]``, float32 or wider. 0 with zero gradient for d < 2 or below two valid rows.
@@ -144,7 +144,7 @@ def mer_loss(
     gamma: As in ``marginal_entropy_loss``.
     eps: As in both terms.
     form: As in ``spectral_entropy_loss``.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
 
   Returns:
     ``[...]``. 0 with zero gradient below two valid rows.

@@ -54,7 +54,7 @@ def logdet_entropy(
     z: Features ``[..., n, d]``, floating.
     eps: As in ``mer_loss``.
     form: As in ``spectral_entropy_loss``.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
 
   Returns:
     Nats, ``[...]``; 0 below two valid rows.

@@ -10,6 +10,7 @@ from mer_dg.entropy import _arrays
 from mer_dg.entropy import bandwidth as _bandwidth
 from mer_dg.entropy import kde as _kde
 from mer_dg.entropy.kernels import Kernel, get_kernel
+from mer_dg.entropy.pairwise import log_kernel_sums
 
 FORMS = ("kernel", "matrix")
 
@@ -40,14 +41,17 @@ def renyi_entropy(
 
   ``form="matrix"``, a discrete entropy of the rows seen through the kernel, in
   [0, log n]: :math:`\tfrac1{1-\alpha}\log \mathrm{tr}(A^\alpha)` with
-  :math:`A_{ij} = K(z_i - z_j) / (n K(0))`, computed from eigenvalues (n x n memory),
-  or without them for alpha = 2; alpha = 1 is the von Neumann entropy of A.
+  :math:`A_{ij} = K(z_i - z_j) / (n K(0))`; alpha = 1 is the von Neumann entropy of A.
+  For alpha = 2 it is a mean over pairs, computed in tiles. Any other order needs the
+  eigenvalues of A, hence n x n memory and n^3 time: these kernels have infinitely many
+  features, so there is no smaller dual matrix (``von_neumann_entropy`` is that dual for
+  the linear kernel).
 
   Args:
     z: Samples ``[..., n, d]``, floating.
-    alpha: Order, > 0; a Python number (static).
+    alpha: Order, > 0; a Python number (static: it chooses the formula).
     bandwidth: As in ``kde_entropy``.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
     form: ``"kernel"`` or ``"matrix"``.
     kernel: As in ``kde_entropy``; the matrix form is defined for ``"gaussian"``,
       ``"laplace"`` and ``"vmf"`` (positive definite).
@@ -91,7 +95,7 @@ def renyi_entropy(
     center = _arrays.robust_center(z, where)
     poison = lax.stop_gradient(_arrays.nan_if_nan(z))
     if form == "matrix":
-      value = _matrix(z, v, h, alpha, kernel, center)
+      value = _matrix(z, v, h, alpha, kernel, center, block_size)
       return jnp.where(count >= 1, value, 0) + poison
     log_p = _kde._log_density(
       z,
@@ -116,18 +120,27 @@ def renyi_entropy(
   return _arrays.over_batch(one, z, where)
 
 
-def _matrix(z, v, h, alpha, kernel: Kernel, center):
+def _matrix(z, v, h, alpha, kernel: Kernel, center, block_size):
   d = z.shape[1]
   scale = 1 / (h if h.ndim == 0 else h[None, :])
-  u = (z - center[None, :]) * scale
+  u = jnp.where((v > 0)[:, None], (z - center[None, :]) * scale, 0)
+  if alpha == 2:
+    # tr(A^2) is a mean over pairs of the squared kernel, which is the kernel again,
+    # narrower: no matrix is needed.
+    u = u * (2 if kernel.name == "laplace" else 2**0.5)
+    ell = log_kernel_sums(
+      u, u, _arrays.safe_log(v), kernel=kernel, block_size=block_size
+    )
+    ell = jnp.where(v > 0, ell, -jnp.inf)
+    some = jnp.any(v > 0)
+    mean_log = jax.nn.logsumexp(jnp.where(some, ell, 0))
+    return 2 * jnp.log(jnp.maximum(jnp.sum(v), 1)) - mean_log
   norm = jnp.sum(u**2, axis=1)
   gram = jnp.matmul(u, u.T, precision=lax.Precision.HIGHEST)
   sq = jnp.maximum(norm[:, None] + norm[None, :] - 2 * gram, 0)
   sq = jnp.where(jnp.eye(z.shape[0], dtype=bool), 0, sq)
   a = jnp.exp(kernel.log_profile(sq, d)) * v[:, None] * v[None, :]
   a = a / jnp.maximum(jnp.sum(v), 1)
-  if alpha == 2:
-    return -jnp.log(jnp.where(jnp.sum(v) > 0, jnp.sum(a**2), 1))
   eigenvalues = jnp.linalg.eigvalsh(a)
   return spectrum_entropy(eigenvalues, alpha)
 

@@ -31,7 +31,7 @@ def effective_rank(
 
   Args:
     z: Embeddings ``[..., n, d]``, floating.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
     center: Subtract the mean row first (RankMe does not).
 
   Returns:
@@ -64,7 +64,7 @@ def von_neumann_entropy(
 
   Args:
     z: Embeddings ``[..., n, d]``, floating.
-    where: Boolean ``[..., n]``.
+    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
     center: Subtract the mean row first (then it is that of the covariance).
 
   Returns:

@@ -1,5 +1,6 @@
 """What every estimator has in common: masks, laws, edges, dtypes, bad input."""
 
+import functools
 import math
 
 from hypothesis import given, settings
@@ -28,8 +29,12 @@ ALL = {
   "renyi_matrix": lambda z, **k: entropy.renyi_entropy(
     z, alpha=1.5, form="matrix", **k
   ),
+  "renyi_matrix_2": lambda z, **k: entropy.renyi_entropy(z, form="matrix", **k),
   "spacing": entropy.marginal_entropy,
   "marginal_kde": lambda z, **k: entropy.marginal_entropy(z, estimator="kde", **k),
+  "marginal_isj": lambda z, **k: entropy.marginal_entropy(
+    z, estimator="kde", bandwidth="isj", **k
+  ),
   "marginal_gaussian": lambda z, **k: entropy.marginal_entropy(
     z, estimator="gaussian", **k
   ),
@@ -41,7 +46,9 @@ ALL = {
 N, D = 11, 3
 
 
-def _batched(name):
+@functools.cache
+def _batched(name, x64=False):
+  del x64  # one compiled function per precision
   f = jax.value_and_grad(lambda z, w: ALL[name](z, where=w))
   return jax.jit(jax.vmap(f))
 
@@ -52,10 +59,11 @@ def test_masking_equals_deleting_rows(name):
     z = jnp.asarray(_helpers.normal(0, N, D))
     keep = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0], bool)
     dirty = z.at[2].set(jnp.nan).at[6].set(1e15).at[10].set(jnp.inf)
-    f = _batched(name)
-    value, g = f(dirty[None], keep[None])
+    f = _batched(name, x64=True)
+    rows, masks, _ = _edge_batch()
+    value, g = f(jnp.asarray(rows, jnp.float64).at[0].set(dirty), masks.at[0].set(keep))
     want, want_g = f(z[keep][None], np.ones((1, 8), bool))
-    np.testing.assert_allclose(value, want, rtol=1e-11)
+    np.testing.assert_allclose(value[0], want[0], rtol=1e-11)
     np.testing.assert_allclose(g[0, keep], want_g[0], atol=1e-10)
     assert not g[0, ~keep].any()
 
@@ -63,57 +71,95 @@ def test_masking_equals_deleting_rows(name):
 @pytest.mark.parametrize("name", ["kde", "gaussian_shrunk", "knn", "mer"])
 def test_batch_axes_equal_a_loop_and_half_precision_is_close(name):
   z = _helpers.normal(1, 2, N, D, dtype=np.float32)
-  got = ALL[name](jnp.asarray(z))
+  got = jax.jit(ALL[name])(jnp.asarray(z))
   assert got.shape == (2,)
-  np.testing.assert_allclose(got[1], ALL[name](z[1]), rtol=3e-5)
+  both = jax.jit(jax.value_and_grad(ALL[name]))
+  np.testing.assert_allclose(got[1], both(z[1])[0], rtol=3e-5)
   for dtype in (jnp.bfloat16, jnp.float16):
     low = jnp.asarray(z[0], dtype)
-    value, g = jax.value_and_grad(ALL[name])(low)
+    value, g = both(low)
     # The only loss is the rounding of the input itself.
-    np.testing.assert_allclose(value, ALL[name](low.astype(jnp.float32)), rtol=3e-5)
+    np.testing.assert_allclose(value, both(low.astype(jnp.float32))[0], rtol=3e-5)
     assert value.dtype == jnp.float32
     assert g.dtype == dtype
 
 
-_Z = jnp.asarray(_helpers.normal(2, N, D, dtype=np.float32))
-_MINUS_INFINITY = ("gaussian", "gaussian_shrunk", "knn", "spacing", "marginal_gaussian")
-# Name: (rows, mask, estimators whose quantity is minus infinity there)
+_Z = _helpers.normal(2, N, D, dtype=np.float32)
+
+
+def _far(*rows):
+  """The rows with those of ``(index, value)`` moved."""
+  z = _Z.copy()
+  for i, value in rows:
+    z[i] = value
+  return z
+
+
+_COLLAPSED = ("gaussian", "gaussian_shrunk", "knn", "spacing", "marginal_gaussian")
+# Name: (rows, number of valid rows, estimators whose quantity is minus infinity there)
 EDGES = {
-  "all rows equal": (jnp.ones((N, D)), None, _MINUS_INFINITY),
-  "one row far away": (_Z.at[3].set(1e15), None, ("gaussian",)),
-  "first row far away": (_Z.at[0].set(-1e15), None, ("gaussian",)),
+  "ordinary": (_Z, N, ()),
+  "all rows equal": (np.ones((N, D), np.float32), N, _COLLAPSED),
+  "one row far away": (_far((3, 1e15)), N, ()),
+  "first row far away": (_far((0, -1e15)), N, ()),
+  "two rows far away": (_far((3, 1e15), (5, [1e13, -3e14, 2e9])), N, ()),
   # two distinct rows, five or six times each
-  "duplicates": (_Z[np.arange(N) % 2], None, ("gaussian", "knn", "spacing")),
-  "large": (1e15 * _Z, None, ()),
-  "two rows": (_Z, jnp.arange(N) < 2, ("gaussian",)),
+  "duplicates": (_Z[np.arange(N) % 2], N, ("gaussian", "knn", "spacing")),
+  "large": (np.float32(1e15) * _Z, N, ()),
+  "small": (np.float32(1e-15) * _Z, N, ()),
+  "columns of different size": (_Z * np.float32([1e-9, 1, 1e9]), N, ()),
+  "constant column": (
+    _Z * np.float32([1, 0, 1]),
+    N,
+    ("gaussian", "spacing", "marginal_gaussian"),
+  ),
+  "dependent columns": (_Z[:, [0, 1, 0]], N, ("gaussian",)),
+  "far from the origin": (_Z + np.float32(1000), N, ()),
+  "two rows": (_Z, 2, ("gaussian",)),
+  "no row": (_Z, 0, ()),
+  "one row": (np.roll(_Z, -4, axis=0), 1, ()),
 }
+# A rule's bandwidth is floored at a number that depends on the dtype.
+_FLOORED = ("all rows equal", "constant column")
+_BY_RULE = ("kde", "marginal_kde", "marginal_isj", "renyi")
+
+
+def _edge_batch():
+  rows = jnp.stack([jnp.asarray(case[0]) for case in EDGES.values()])
+  valid = jnp.array([case[1] for case in EDGES.values()])
+  broken = jnp.asarray(_Z).at[1, 1].set(jnp.nan)
+  masks = jnp.arange(N)[None, :] < jnp.append(valid, N)[:, None]
+  return jnp.concatenate([rows, broken[None]]), masks, list(EDGES)
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_edges(name):
-  """Finite value and gradient wherever the quantity is finite; nan stays nan."""
-  full = jnp.ones(N, bool)
-  rows = [case[0] for case in EDGES.values()] + [_Z, _Z, _Z.at[1, 1].set(jnp.nan)]
-  masks = [full if case[1] is None else case[1] for case in EDGES.values()]
-  masks += [jnp.zeros(N, bool), jnp.arange(N) == 4, full]
-  value, g = _batched(name)(jnp.stack(rows), jnp.stack(masks))
-  for i, (edge, (_, _, infinite)) in enumerate(EDGES.items()):
-    if name in infinite:
-      assert jnp.isneginf(value[i]), edge
+  """The conventions: finite value and gradient wherever the quantity is finite.
+
+  Finite is not enough: float32 must agree with float64 on the same rows.
+  """
+  rows, masks, names = _edge_batch()
+  value, g = _batched(name)(rows, masks)
+  with _helpers.float64():
+    exact, _ = _batched(name, x64=True)(jnp.asarray(rows, jnp.float64), masks)
+  for i, edge in enumerate(names):
+    if name in EDGES[edge][2]:
+      assert np.isneginf([value[i], exact[i]]).all(), edge
     else:
       assert jnp.isfinite(value[i]), edge
+      if not (edge in _FLOORED and name.startswith(_BY_RULE)):
+        np.testing.assert_allclose(
+          value[i], exact[i], rtol=2e-3, atol=2e-3, err_msg=edge
+        )
     assert jnp.isfinite(g[i]).all(), edge
-  none, one, broken = value[-3:]
-  assert none == (1 if name == "effective_rank" else 0)
-  assert not g[-3].any()
+  none, one = names.index("no row"), names.index("one row")
+  assert value[none] == (1 if name == "effective_rank" else 0)
+  assert not g[none].any()
   if name == "bounds":  # one component: both bounds are its entropy
-    assert one == pytest.approx(D * math.log(2 * math.pi * math.e), rel=1e-5)
-  elif name == "effective_rank":
-    assert one == pytest.approx(1)
+    assert value[one] == pytest.approx(D * math.log(2 * math.pi * math.e), rel=1e-5)
   else:
-    assert one == pytest.approx(0, abs=1e-6)
-  assert jnp.isfinite(g[-2]).all()
-  assert jnp.isnan(broken)
+    assert value[one] == pytest.approx(1 if name == "effective_rank" else 0, abs=1e-6)
+  assert jnp.isnan(value[-1])
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
@@ -122,7 +168,7 @@ def test_shapes_at_the_edge(name):
   value, g = jax.jit(jax.value_and_grad(ALL[name]))(wide)
   assert jnp.isneginf(value) if name == "gaussian" else jnp.isfinite(value)
   assert jnp.isfinite(g).all()
-  value, g = jax.jit(jax.value_and_grad(ALL[name]))(_Z[:, :1])  # d = 1
+  value, g = jax.jit(jax.value_and_grad(ALL[name]))(jnp.asarray(_Z[:, :1]))  # d = 1
   assert jnp.isfinite(value)
   assert jnp.isfinite(g).all()
   assert jnp.isnan(jax.jit(ALL[name])(jnp.full((1, D), jnp.nan)))  # n = 1
@@ -141,9 +187,10 @@ def test_weights_of_zero_equal_deleting_rows():
   with _helpers.float64():
     z = jnp.asarray(_helpers.normal(0, N, D))
     w = jnp.arange(N) % 4.0
-    got, g = jax.value_and_grad(lambda w: entropy.kde_entropy(z, weights=w))(w)
+    f = lambda z, w: entropy.kde_entropy(z, weights=w)
+    got, g = jax.jit(jax.value_and_grad(f, 1))(z, w)
     keep = w > 0
-    want = entropy.kde_entropy(z[keep], weights=w[keep])
+    want = jax.jit(f)(z[keep], w[keep])
     np.testing.assert_allclose(got, want, rtol=1e-12)
     assert jnp.isfinite(g).all()
 
@@ -228,6 +275,11 @@ def test_bad_samples(name):
       lambda z: entropy.kde_entropy(z, bandwidth="rule"),
       ValueError,
       "bandwidth='rule' is not one of .*scott.*silverman.*median",
+    ),
+    (
+      lambda z: entropy.kde_entropy(z, bandwidth="isj"),
+      ValueError,
+      "bandwidth='isj' is for samples with d = 1, got d = 2",
     ),
     (
       lambda z: entropy.kde_entropy(z, bandwidth=jnp.ones(3)),

@@ -10,8 +10,10 @@ import scipy.special
 import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
-from mer_dg import entropy
+import mer_dg
 from tests.entropy import _helpers
+
+entropy = _helpers.Compiled(mer_dg.entropy)
 
 Z = _helpers.normal(0, 40, 5)
 

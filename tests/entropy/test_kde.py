@@ -9,9 +9,11 @@ import scipy.special
 import scipy.stats
 from sklearn.neighbors import KernelDensity
 
-from mer_dg import entropy
+import mer_dg
 from mer_dg.entropy import kernels
 from tests.entropy import _helpers
+
+entropy = _helpers.Compiled(mer_dg.entropy)
 
 H = 0.8  # bandwidth of most tests
 
@@ -73,7 +75,7 @@ def test_student_t_kernel_is_the_multivariate_t():
   q = _helpers.normal(1, 6, 4)
   want = scipy.stats.multivariate_t(shape=2.25 * np.eye(4), df=1.7).logpdf(q)
   with _helpers.float64():
-    got = entropy.kde_log_density(q, z, bandwidth=1.5, kernel=entropy.student_t(1.7))
+    got = entropy.kde_log_density(q, z, bandwidth=1.5, kernel=mer_dg.student_t(1.7))
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
@@ -161,7 +163,7 @@ def test_gradient_through_the_rule_is_a_choice(rule):
       lambda a: entropy.kde_entropy(a * z, bandwidth=rule, bandwidth_gradient=flow)
     )(1.0)
     np.testing.assert_allclose(slope(True), 3.0, rtol=1e-9)
-    h = entropy.bandwidth.bandwidth_rule(rule, z, jnp.ones(25))
+    h = mer_dg.entropy.bandwidth.bandwidth_rule(rule, z, jnp.ones(25))
     want = jax.grad(lambda a: entropy.kde_entropy(a * z, bandwidth=h))(1.0)
     np.testing.assert_allclose(slope(False), want, rtol=1e-9)
     assert abs(slope(False) - 3.0) > 1e-3
@@ -335,3 +337,17 @@ def test_memory_of_65536_rows_stays_below_256_mb():
   beyond_input = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
   assert beyond_input < 256e6
   assert beyond_input > n * d * 4  # the analysis saw the gradient at all
+
+
+@pytest.mark.parametrize(
+  "f",
+  [
+    mer_dg.renyi_entropy,
+    lambda z: mer_dg.renyi_entropy(z, form="matrix"),
+    lambda z: mer_dg.marginal_entropy(z, estimator="kde"),
+  ],
+)
+def test_memory_of_the_relatives_does_not_grow_as_n_squared(f):
+  z = jax.ShapeDtypeStruct((16384, 4), jnp.float32)  # n x n float32 would be 1074 MB
+  analysis = jax.jit(jax.value_and_grad(f)).lower(z).compile().memory_analysis()
+  assert analysis.temp_size_in_bytes < 64e6

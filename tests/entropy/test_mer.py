@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg import entropy
+import mer_dg
 from tests.entropy import _helpers
+
+entropy = _helpers.Compiled(mer_dg.entropy)
 
 
 def released(z, eps=1e-4):
