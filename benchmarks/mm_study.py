@@ -44,7 +44,7 @@ def main() -> None:
     study = _read(folder)
     studies.setdefault(study["table"].dataset, {})[fusion] = study
   for name, by_fusion in studies.items():
-    print(f"\n#### {name}\n")
+    print(f"\n### {name}, every fusion\n")
     _print(by_fusion)
   if arguments.out:
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,8 @@ _AUTO_BATCH = 96
 # Rows per evaluation block: large enough to keep a device busy, small enough
 # that a hundred vmapped runs of a conv encoder fit in memory.
 EVAL_BLOCK = 256
+# Headline metrics, ``(logits, label, where) -> scalar``.
+HEADLINE = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
 
 def load_dataset(data: Mapping[str, Any]) -> Dataset:
@@ -235,7 +237,7 @@ def make_measure(metric: str, num_sources: int) -> Callable:
   domain -1. Sources are numbered, so that one program serves every held-out domain;
   `name_sources` puts in their names.
   """
-  headline = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}[metric]
+  headline = HEADLINE[metric]
 
   def measure(logits, missing, label, domain, where):
     metrics = {}

@@ -5,6 +5,10 @@ fitted on source training rows and judged on source validation and target. If
 joint training made the encoders lean on each other, the probes of jointly
 trained encoders, and the fused prediction itself, fall behind those of encoders
 that never saw another modality (the evidence of the MER-DG paper, arXiv 2605.01967).
+
+The fused prediction is also judged on samples that are re-paired: modalities of
+different samples of one class, across domains. What it loses by that on the sources is
+its reliance on which samples came together.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mer_dg.data.arrays import eval_blocks, gather_batch
+from mer_dg.evaluation import repair_within_class
 from mer_dg.evaluation.probe import linear_probe
-from mer_dg.experiments.build import EVAL_BLOCK, Workbench
+from mer_dg.experiments.build import EVAL_BLOCK, HEADLINE, Workbench
 from mer_dg.experiments.grid import Wave, train_all
 from mer_dg.experiments.runs import Run
 from mer_dg.training.step import make_predict
@@ -37,8 +42,9 @@ def diagnose(
 
   Returns:
     Accuracies in [0, 1]. ``training`` is a method name or "alone"; ``probed`` is
-    a modality, "all" (a probe on all embeddings side by side) or "fused" (the
-    trained network's own prediction; joint training only). The probe "all" of
+    a modality, "all" (a probe on all embeddings side by side), "fused" (the trained
+    network's own prediction) or "re-paired" (the same after re-pairing); the last
+    two for joint training only. The probe "all" of
     "alone" is what encoders without any co-adaptation reach together.
   """
   config, probes = bench.config, {}
@@ -50,6 +56,10 @@ def diagnose(
     for i, run in enumerate(wave.runs):
       rows = {m: z[i] for m, z in found.items()}
       embedded.setdefault((training, run.target, run.seed), {}).update(rows)
+      if training != "alone":
+        own_state = jax.tree.map(lambda a, i=i: a[i], wave.state.variables)
+        repaired = _repaired(own, run.target, own_state, rows)
+        probes[training, "re-paired", run.target, run.seed] = repaired
 
   def joint(wave: Wave) -> None:
     on_wave(wave)
@@ -97,6 +107,25 @@ def _embed(bench: Workbench, variables) -> dict[str, np.ndarray]:
 
   z = jax.jit(jax.vmap(one_run, in_axes=(None, 0)))(bench.arrays, variables)
   return {m: np.asarray(a[:, : len(bench.dataset)]) for m, a in z.items()}
+
+
+def _repaired(bench: Workbench, target: str, variables, z) -> dict[str, float]:
+  """Score of the fused prediction on re-paired validation and target rows."""
+  split, dataset = bench.split(target), bench.dataset
+  headline, found = HEADLINE[bench.config["metric"]], {}
+  val = np.concatenate(list(split.val.values()))
+  for name, rows in (("val", val), ("target", split.test)):
+    label = jnp.asarray(dataset.label[rows])
+    # One re-pairing per task: methods and seeds are judged on the same samples.
+    partners = repair_within_class(
+      label, jnp.asarray(dataset.domain[rows]), jax.random.key(0), dataset.modalities
+    )
+    take = lambda values, rows=rows, partners=partners: {
+      m: jnp.asarray(values[m][rows])[partners[m]] for m in dataset.modalities
+    }
+    logits = bench.network.fuse(variables, take(z), take(dataset.present))
+    found[name] = float(headline(logits, label, jnp.ones(len(rows), bool)))
+  return found
 
 
 # Compiled once per shape: a table has hundreds of probes of a few shapes.

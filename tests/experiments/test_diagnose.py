@@ -43,6 +43,24 @@ def test_entropy_wins_back_a_large_part(probes):
   assert gain > 0.1  # 20 points over 20 runs when written
 
 
+def test_plain_fusion_lives_on_which_samples_came_together(probes):
+  reliance = {}
+  for method in ("erm", "mer_kde"):
+    paired = mean(probes, method, "fused", "val")
+    reliance[method] = paired - mean(probes, method, "re-paired", "val")
+  # 52 and 17 points when written. Chance is 25 %: re-paired, ERM is near the target.
+  assert reliance["erm"] > 0.4
+  assert reliance["mer_kde"] < reliance["erm"] - 0.2
+  near = mean(probes, "erm", "re-paired", "val") - mean(
+    probes, "erm", "fused", "target"
+  )
+  assert abs(near) < 0.08
+  # In the target the pairing says nothing, so that nothing is lost there.
+  lost = mean(probes, "erm", "fused", "target")
+  lost -= mean(probes, "erm", "re-paired", "target")
+  assert abs(lost) < 0.06
+
+
 def test_nothing_beats_the_best_possible_accuracy(probes):
   best = best_target_accuracy(Cooccurrence(seed=1))
   # 500 target rows: three standard errors of a proportion are at most 0.067.
