@@ -37,6 +37,22 @@ def leaves(schema, path=()):
       yield (*path, name)
 
 
+def test_names_of_the_mixing_study():
+  from configs import mm_study
+
+  for dataset in mm_study.SETS:
+    for fusion in mm_study.FUSIONS:
+      for search, trials in (("", 0), (",search", 3)):
+        config = validate(mm_study.get_config(f"{dataset},{fusion}{search}"))
+        assert config["network"]["fusion"] == fusion
+        assert config["search"]["trials"] == trials
+  for wrong in ("av_digits", "av_digits,sum", "x,late", "av_digits,late,find", ""):
+    with pytest.raises(ValueError, match="is not SET,FUSION"):
+      mm_study.get_config(wrong)
+  with pytest.raises(ValueError, match="is not SET,FUSION"):
+    mm_study.get_config("av_digits,late,search,more")
+
+
 @pytest.mark.parametrize("path", list(leaves(SCHEMA)), ids=".".join)
 def test_every_field_refuses_nonsense_and_names_itself(tiny, path):
   field = "config." + ".".join(path)
