@@ -94,3 +94,9 @@ def test_identical_samples_have_no_scale():
   value, g = jax.value_and_grad(isj_bandwidth)(jnp.ones(5), jnp.ones(5))
   assert value == 0
   assert not g.any()
+
+
+def test_a_handful_of_samples_gets_silvermans_rule():
+  z = jnp.array([-1.0, 1.0])  # The equation has no root for two samples.
+  expected = math.sqrt(2) * (4 / (3 * 2)) ** 0.2  # sigma (4 / (3 n))^(1/5)
+  np.testing.assert_allclose(isj_bandwidth(z, jnp.ones(2)), expected, rtol=1e-5)
