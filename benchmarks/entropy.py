@@ -222,21 +222,28 @@ def run_small(d):
   steps = 50
   sizes = (16, 64, 128, 256)
 
-  def loop(estimator, n, options):
+  dot = lambda a, b: jnp.matmul(a, b, precision=HIGHEST)
+  products = {  # What a gradient needs at least: the Gram matrix, and weights times z.
+    "two products": lambda z: dot(dot(z, z.T), z),
+    "three products": lambda z: z + dot(dot(dot(z, z.T), z), z.T)[:, :1],
+  }
+
+  def loop(name, n, options):
     z = jax.random.normal(jax.random.key(0), (n, d))
     loss = lambda z: entropy.entropy_regularizer(
-      {"a": z}, estimator=estimator, **options
+      {"a": z}, estimator=name.split(",")[0], **options
     )[0]
+    update = products[name] if name in products else jax.grad(loss)
 
     def run(z):
-      step = lambda z, _: (z - 1e-3 * jax.grad(loss)(z), None)
+      step = lambda z, _: (z - 1e-9 * update(z), None)
       return lax.scan(step, z, None, length=steps)[0]
 
     return blocking(run, z)
 
   print(f"{'':16s}" + "".join(f"{f'n={n} wall/cpu':>18s}" for n in sizes))
-  for name, options in estimators.items():
-    calls = {str(n): loop(name.split(",")[0], n, options) for n in sizes}
+  for name, options in {**{key: {} for key in products}, **estimators}.items():
+    calls = {str(n): loop(name, n, options) for n in sizes}
     rows = interleaved(calls)
     cells = [
       f"{1e3 * rows[str(n)]['wall_ms'] / steps:8.0f}/"
