@@ -63,7 +63,6 @@ def diagnose(
 
   def joint(wave: Wave) -> None:
     on_wave(wave)
-    collect(bench, wave.runs[0].method, wave)
     for e in wave.evaluations:
       if e.step == config["total_steps"]:
         metric = config["metric"]
@@ -71,6 +70,7 @@ def diagnose(
           "val": e.metrics[f"val/{metric}"],
           "target": e.metrics[f"target/{metric}"],
         }
+    collect(bench, wave.runs[0].method, wave)
 
   cells = [(t, s) for t in bench.targets() for s in config["seeds"]]
   for method in config["methods"]:
