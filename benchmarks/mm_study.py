@@ -23,6 +23,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from mer_dg import evaluation
 from mer_dg.reporting import build_table, missing_modality, read_records, save_figure
 
 # Marker and colour (Okabe and Ito) of each fusion.
@@ -46,6 +47,7 @@ def main() -> None:
   for name, by_fusion in studies.items():
     print(f"\n### {name}, every fusion\n")
     _print(by_fusion)
+    _print_differences(by_fusion)
   if arguments.out:
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_figure(_figure(studies), arguments.out / "mm_study")
@@ -64,7 +66,20 @@ def _read(folder: pathlib.Path) -> dict:
     "table": table,
     "probes": {k: float(np.mean(v)) for k, v in probes.items()},
     "missing": missing_modality(records, metric=metric),
+    "lost": _differences_without(records, metric, table),
   }
+
+
+def _differences_without(records, metric: str, table) -> dict:
+  """Paired difference to ERM with one modality taken away, by (method, modality)."""
+  selected = evaluation.select(records, "source_val", metric=metric)
+  found = {}
+  for m in table.modalities:
+    scores = evaluation.collect_scores(selected, f"target/without_{m}/{metric}")
+    for row in table.rows[1:]:
+      pair = scores[row.method], scores[table.reference]
+      found[row.method, m] = evaluation.paired_difference(*pair)
+  return found
 
 
 def _print(by_fusion: dict[str, dict]) -> None:
@@ -88,6 +103,18 @@ def _print(by_fusion: dict[str, dict]) -> None:
     alone = [_percent(study["probes"]["alone", m]) for m in names]
     blank = ["–"] * 3 + alone + ["–"] * len(names)
     print(f"| {fusion} | each alone | " + " | ".join(blank) + " |")
+
+
+def _print_differences(by_fusion: dict[str, dict]) -> None:
+  """With one modality taken away, against ERM; p-values are not adjusted."""
+  names = next(iter(by_fusion.values()))["table"].modalities
+  print("\n| fusion | method | " + " | ".join(f"without {m}" for m in names) + " |")
+  print("| --- | --- |" + " ---: |" * len(names))
+  for fusion in (f for f in FUSIONS if f in by_fusion):
+    study = by_fusion[fusion]
+    for row in study["table"].rows[1:]:
+      cells = [_interval(d, d.p) for m in names if (d := study["lost"][row.method, m])]
+      print(f"| {fusion} | {row.method} | " + " | ".join(cells) + " |")
 
 
 def _percent(x: float) -> str:
