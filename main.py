@@ -26,10 +26,17 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/NAME-HASH.")
 _MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "evaluate", "report", "diagnose", "sweep"],
+  ["train", "evaluate", "report", "diagnose", "benchmark", "sweep"],
   "train one run or a table; evaluate the selected checkpoint of one run; report: "
   "tables and plots again; diagnose: probe encoders trained jointly and alone; "
+  "benchmark: the tables of all sets, protocols and subsets of config.benchmark; "
   "sweep: print one command line per run.",
+)
+_DISTRIBUTED = flags.DEFINE_string(
+  "distributed",
+  "",
+  "Share a table or benchmark with other hosts that run the same command on the same "
+  "--workdir: 'auto' on Slurm, MPI and Cloud TPU, else 'ADDRESS:PORT,COUNT,INDEX'.",
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -81,6 +88,7 @@ def main(argv: list[str]) -> None:
       ):
         print(line)
     else:
+      experiments.join_hosts(_DISTRIBUTED.value)
       experiments.run(
         _CONFIG.value,
         workdir=_WORKDIR.value,

@@ -77,7 +77,7 @@ def _ours(bench, runs) -> float:
   """Seconds for all runs in waves, compilation included."""
   start = time.perf_counter()
   size = min(len(runs), wave_size(bench.config))
-  program = WaveProgram(bench, "erm", bench.targets(), size)
+  program = WaveProgram(bench, "erm", bench.tasks(), size)
   for i in range(0, len(runs), size):
     state, pool, _ = program.begin(runs[i : i + size])
     state, _ = program.advance(state, pool, bench.config["total_steps"])

@@ -113,8 +113,8 @@ def make_wave(bench, runs, n: int):
 
   from mer_dg.experiments.grid import WaveProgram
 
-  method, targets = runs[0].method, bench.targets()
-  program = WaveProgram(bench, method, targets, n, devices=jax.local_devices())
+  method, tasks = runs[0].method, bench.tasks()
+  program = WaveProgram(bench, method, tasks, n, devices=jax.local_devices())
 
   def train(some):
     state, pool = program.begin(some)[:2]

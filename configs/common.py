@@ -11,6 +11,9 @@ def get_config() -> config_dict.ConfigDict:
   c.target = ""  # Held-out domain; set by the config argument after the colon.
   c.targets = ()  # Held-out domains of the table; () is every domain.
   c.sources = ()  # Source domains; () is every domain but the target.
+  # leave_one_domain_out; single_source: all ordered pairs of a source and a target;
+  # in_domain: train on rows of the target itself, the upper bound.
+  c.protocol = "leave_one_domain_out"
   c.method = "mer_kde"  # Of a single run; "a+b" composes two recipes.
   c.methods = ("erm", "mer_kde", "mer_logdet")  # Of the table; the first is reference.
   c.seed = 0  # Of a single run: initial weights, data order, noise in the step.
@@ -26,11 +29,14 @@ def get_config() -> config_dict.ConfigDict:
   c.wave = 0  # Runs trained at once by the table; 0 picks by device.
 
   c.data = dict(
-    name="npz",  # npz, av_digits or cooccurrence.
-    path="",  # The .npz file, or the folder of av_digits.
+    name="npz",  # npz, av_digits, cooccurrence, epic or hac.
+    path="",  # The .npz file, or the folder of the set.
     modalities=(),  # () is all, in the order of the file.
     val_fraction=0.2,  # Of each source domain, where the set brings no split.
     drop_unseen_classes=False,  # Drop target rows of classes that no source has.
+    # Rows that test a target where the set brings a split: test, or all of them.
+    target_rows="test",
+    sync_augment=False,  # epic and hac only: cut video and flow at the same place.
     audio="logmel",  # av_digits only: logmel, logmel_resampled or waveform.
     # cooccurrence only, see mer_dg/data/cooccurrence.py.
     cooccurrence=dict(
@@ -50,7 +56,7 @@ def get_config() -> config_dict.ConfigDict:
   )
 
   c.network = dict(
-    encoder="auto",  # auto by input rank; mlp, linear or conv by name.
+    encoder="auto",  # auto by input rank; mlp, linear or conv; backbones of epic, hac.
     fusion="concat",
     embedding_dim=64,  # Per modality.
     hidden_dim=128,  # Of the encoders.
@@ -63,6 +69,29 @@ def get_config() -> config_dict.ConfigDict:
     modality_dropout=0.0,
     input_clip=10.0,  # Largest scaled input, in robust standard deviations.
     compute_dtype="float32",  # Or bfloat16; parameters and losses stay float32.
+  )
+
+  # The published encoders of epic and hac (docs/encoders.md).
+  published = dict(
+    weights="",  # From data_prep.convert_checkpoint; "" is random initial weights.
+    depths=(),  # Blocks of layer1..layer4; () is the published depth.
+    width=64,  # Channels of the stem; 64 is the published width.
+  )
+  c.backbones = dict(
+    bn_mode="frozen",  # frozen, layer4, or batch as the reference code has it.
+    audio_layer4="pretrained",  # Or random, as in most reference code.
+    trainable="layer4",  # Or all.
+    remat=False,  # Recompute residual blocks in the backward pass.
+    video=published,
+    audio=dict(published),
+    flow=dict(published),
+  )
+  # How the stream driver reads rows ahead; no number depends on it.
+  c.reader = dict(
+    threads=8,  # 0 reads in the training thread.
+    workers=0,  # Processes beside this one, each with its own threads.
+    prefetch=8,  # Batches read ahead, per process; at least the threads.
+    eval_batch=8,  # Rows per evaluation batch of epic and hac.
   )
 
   # Adam with coupled L2 (not AdamW), as in the reference code.
@@ -136,6 +165,14 @@ def get_config() -> config_dict.ConfigDict:
       standard=0.05,  # Share of training of each standard phase,
       mixing=0.05,  # and of each mixed phase.
     ),
+  )
+
+  # --mode=benchmark: a table for each set, protocol and subset of modalities.
+  c.benchmark = dict(
+    # {name: fields that differ from this config, in groups}; none is config.data alone.
+    datasets=dict(),
+    protocols=("leave_one_domain_out",),
+    subsets="all",  # fused: every two or more modalities; every: single ones, too.
   )
 
   # Random search before the table; 0 trials is none. Trial 0 is the default.

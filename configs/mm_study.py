@@ -25,6 +25,20 @@ FUSIONS = ("concat", "gated", "late")
 HEADS = dict(unimodal=dict(weight=(0.1, 1.0)))
 MM = dict(mm=dict(weight=(0.1, 2.0), eta=(0.1, 2.0), unimodal_weight=(0.1, 1.0)))
 MER = dict(mer=dict(weight=(0.01, 3.0), bandwidth=(0.1, 2.0)))
+LOGDET = dict(mer=dict(weight=(0.1, 10.0)))
+
+
+def space():
+  """The search space of every method here and in configs/benchmark.py."""
+  return {
+    "erm": dict(optimizer=dict(weight_decay=(1e-5, 1e-3))),
+    "heads": HEADS,
+    "mm": HEADS | MM,
+    "mm_alternate": HEADS | MM,
+    "mer_kde": MER,
+    "mer_logdet": LOGDET,
+    "mer_kde+mm": HEADS | MM | MER,
+  }
 
 
 def get_config(name: str = "av_digits,concat"):
@@ -45,12 +59,5 @@ def get_config(name: str = "av_digits,concat"):
   c.methods = ("erm", "heads", "mm", "mm_alternate", "mer_kde", "mer_kde+mm")
   if search:
     c.search.trials = 3
-    c.search.space = {
-      "erm": dict(optimizer=dict(weight_decay=(1e-5, 1e-3))),
-      "heads": HEADS,
-      "mm": HEADS | MM,
-      "mm_alternate": HEADS | MM,
-      "mer_kde": MER,
-      "mer_kde+mm": HEADS | MM | MER,
-    }
+    c.search.space = space()
   return c

@@ -19,7 +19,7 @@ from mer_dg.data.dataset import DataError, Dataset, infer_kind, make_dataset
 from mer_dg.data.logmel import framed_waveform, log_mel
 from mer_dg.data.npz import from_arrays, load_npz, save_npz
 from mer_dg.data.sampling import Pool, draw_batch, make_pool, shuffled
-from mer_dg.data.splits import Split, leave_one_domain_out
+from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
 
 __all__ = [
   "Arrays",
@@ -36,6 +36,7 @@ __all__ = [
   "framed_waveform",
   "from_arrays",
   "gather_batch",
+  "in_domain",
   "infer_kind",
   "leave_one_domain_out",
   "load_av_digits",

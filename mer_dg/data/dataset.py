@@ -11,6 +11,8 @@ import numpy as np
 KINDS = ("vector", "sequence", "image", "clip")
 SPLITS = ("train", "val", "test")
 
+TARGET_ROWS = ("test", "all")
+
 # Rank of one sample of each kind, as stored here: vector [D], sequence [T, C],
 # image [H, W, C], clip [T, H, W, C].
 SAMPLE_RANK = {"vector": 1, "sequence": 2, "image": 3, "clip": 4}
@@ -42,6 +44,8 @@ class Dataset:
     split: int8 ``[N]`` position in `SPLITS`, or None for our own splits.
     index: int32 ``[N]`` stable sample id.
     version: Hash of the content, written into every record.
+    target_rows: Which rows test a held-out domain where there is a ``split``: "test",
+      its test rows (all, if it has none), or "all".
   """
 
   name: str
@@ -57,6 +61,7 @@ class Dataset:
   split: np.ndarray | None
   index: np.ndarray
   version: str
+  target_rows: str = "test"
 
   def __len__(self) -> int:
     return len(self.label)

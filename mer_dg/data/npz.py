@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 import zipfile
 import zlib
@@ -29,6 +30,7 @@ RESERVED = (
   "group",
   "split",
   "id",
+  "variant",
 )
 # Endings of the keys that belong to a modality.
 SUFFIXES = ("len", "present", "kind")
@@ -46,6 +48,8 @@ def load_npz(path: str | os.PathLike, *, modalities: Sequence[str] = ()) -> Data
     domain without a single row is left out.
   * The batch's ``index`` is the row number in the file; ``id`` has to be unique
     and is otherwise left to the user.
+  * ``variant``, a word on how the file was made, comes before the hash in
+    ``Dataset.version``, and with it into every record.
   * Frames after ``<m>_len`` of a clip are replaced by the clip from its start,
     over and over: a clip has no padding that a network would have to skip.
 
@@ -126,6 +130,8 @@ def to_npz_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
   }
   if dataset.split is not None:
     arrays["split"] = dataset.split
+  if "/" in dataset.version:
+    arrays["variant"] = np.array(dataset.version.partition("/")[0])
   for m, x in dataset.inputs.items():
     arrays[m] = x
     arrays[f"{m}_kind"] = np.array(dataset.kinds[m])
@@ -174,7 +180,7 @@ def from_arrays(
   }
   if "id" in arrays:
     _check_ids(name, np.asarray(arrays["id"]), n)
-  return make_dataset(
+  dataset = make_dataset(
     name=name,
     inputs={m: np.asarray(arrays[m]) for m in chosen},
     label=label,
@@ -187,6 +193,10 @@ def from_arrays(
     group=_groups(name, arrays),
     split=_split(name, arrays, n),
   )
+  if "variant" not in arrays:
+    return dataset
+  variant = _variant(name, np.asarray(arrays["variant"]))
+  return dataclasses.replace(dataset, version=f"{variant}/{dataset.version}")
 
 
 def _read(path: pathlib.Path, modalities: Sequence[str]) -> dict[str, np.ndarray]:
@@ -343,6 +353,15 @@ def _kind(name: str, m: str, value: np.ndarray) -> str:
   if len(kind) != 1 or kind[0] not in KINDS:
     raise DataError(f"{name}: {m}_kind is {kind}; allowed is one of {KINDS}.")
   return kind[0]
+
+
+def _variant(name: str, value: np.ndarray) -> str:
+  words = _texts(name, "variant", value.reshape(-1))
+  if len(words) != 1 or not re.fullmatch(r"[A-Za-z0-9.,=_+-]{1,100}", words[0]):
+    raise DataError(
+      f"{name}: variant is {words}; it must be one word of letters, digits and .,=_+-"
+    )
+  return words[0]
 
 
 def _flags(name: str, m: str, value: np.ndarray) -> np.ndarray:

@@ -12,16 +12,16 @@ from mer_dg.data.dataset import SPLITS, DataError, Dataset
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Rows of one leave-one-domain-out task.
+  """Rows of one task.
 
   Attributes:
-    target: Name of the held-out domain.
+    target: Name of the domain that is tested on.
     sources: Names of the source domains; domain labels in batches are
       positions in this tuple.
     train: ``{source: rows}`` used by the step.
     val: ``{source: rows}`` used by model selection; a source too small to give
       any may have none, as long as another has some.
-    test: Rows of the target domain.
+    test: Rows of the target domain; none of them is in ``train`` or ``val``.
   """
 
   target: str
@@ -47,7 +47,7 @@ def leave_one_domain_out(
   whichever domain is the target and whichever method is trained. If the file
   brings a ``split``, it is used instead: validation is ``val`` (or ``test``
   where a source has no ``val``), the target is evaluated on its ``test`` rows
-  (or all rows where it has none).
+  (or all rows where it has none, or if ``dataset.target_rows`` is "all").
 
   Args:
     dataset: The whole set.
@@ -65,8 +65,7 @@ def leave_one_domain_out(
       the target, a source without training rows, no validation rows in any source,
       ``val_fraction`` out of range.
   """
-  if not 0 < val_fraction < 1:
-    raise DataError(f"val_fraction={val_fraction} must lie between 0 and 1.")
+  _check_fraction(val_fraction)
   dataset.domain_id(target)
   sources = tuple(sources) or tuple(d for d in dataset.domain_names if d != target)
   if target in sources:
@@ -88,7 +87,7 @@ def leave_one_domain_out(
       f"training rows: {counts}. Model selection needs some."
     )
   test = np.flatnonzero(dataset.domain == dataset.domain_id(target))
-  if dataset.split is not None:
+  if dataset.split is not None and dataset.target_rows == "test":
     marked = test[dataset.split[test] == SPLITS.index("test")]
     test = marked if marked.size else test
   seen = np.unique(dataset.label[np.concatenate(list(train.values()))])
@@ -104,6 +103,57 @@ def leave_one_domain_out(
   if not test.size:
     raise DataError(f"{dataset.name}: target {target!r} has no rows to test on.")
   return Split(target, sources, train, val, test)
+
+
+def in_domain(
+  dataset: Dataset, target: str, *, split_seed: int, val_fraction: float
+) -> Split:
+  """Splits one domain into train, validation and test rows: the upper bound.
+
+  Test rows are those that validate this domain where it is a source
+  (`leave_one_domain_out`), or the ``test`` rows that the file marks; validation rows
+  are ``val`` rows of the file or else a share of the rest, split in the same way. So a
+  network of this task trains on fewer rows than a source has elsewhere.
+
+  Args:
+    dataset: The whole set.
+    target: Name of the domain.
+    split_seed: Seed of test and validation rows.
+    val_fraction: Share that tests, and share of the rest that validates, in (0, 1).
+
+  Returns:
+    The rows; ``sources`` is the target itself.
+
+  Raises:
+    DataError: An unknown name, or a domain too small to be split in three.
+  """
+  _check_fraction(val_fraction)
+  rows = np.flatnonzero(dataset.domain == dataset.domain_id(target))
+  pick = lambda rows, seed: _stratified_groups(
+    dataset.label[rows], dataset.group[rows], val_fraction, seed
+  )
+  code = None if dataset.split is None else dataset.split[rows]
+  if code is not None and (code == SPLITS.index("test")).any():
+    test, rest = rows[code == SPLITS.index("test")], rows[code != SPLITS.index("test")]
+    val = rows[code == SPLITS.index("val")]
+  else:
+    held = pick(rows, domain_rng(split_seed, target))
+    test, rest, val = rows[held], rows[~held], rows[:0]
+  if not val.size:
+    val = rest[pick(rest, domain_rng(split_seed, f"{target}/in_domain"))]
+  train = np.setdiff1d(rest, val)
+  if not (train.size and val.size and test.size):
+    raise DataError(
+      f"{dataset.name}: domain {target!r} ({rows.size} rows) leaves {train.size} "
+      f"training, {val.size} validation and {test.size} test rows; in_domain needs "
+      "some of each."
+    )
+  return Split(target, (target,), {target: train}, {target: val}, test)
+
+
+def _check_fraction(val_fraction: float) -> None:
+  if not 0 < val_fraction < 1:
+    raise DataError(f"val_fraction={val_fraction} must lie between 0 and 1.")
 
 
 def _split_domain(dataset, name, rows, split_seed, val_fraction):

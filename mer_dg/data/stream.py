@@ -117,6 +117,34 @@ def stream_batches(
   return BatchStream(load, start_step, num_threads, prefetch, num_workers)
 
 
+def stream_blocks(
+  source: RowSource,
+  rows: np.ndarray,
+  domain: np.ndarray,
+  mask: np.ndarray,
+  *,
+  num_threads: int = 4,
+  prefetch: int = 4,
+  num_workers: int = 0,
+) -> BatchStream:
+  """The batches of given rows, in order and once: for evaluation.
+
+  Args:
+    source: Where rows come from.
+    rows: int ``[blocks, B]``, from `arrays.eval_blocks`.
+    domain: int ``[blocks, B]``, goes into the batches.
+    mask: bool ``[blocks, B]``, False on padding.
+    num_threads: As for `stream_batches`.
+    prefetch: As for `stream_batches`.
+    num_workers: As for `stream_batches`.
+
+  Returns:
+    The stream; it ends after the last block.
+  """
+  load = _Loader(source, _Blocks(rows, domain, mask), None)
+  return BatchStream(load, 0, num_threads, prefetch, num_workers, end=len(rows))
+
+
 class BatchStream(Iterator[Batch]):
   """Iterator of batches whose state is the step of the batch to come.
 
@@ -131,8 +159,10 @@ class BatchStream(Iterator[Batch]):
     num_threads: int,
     prefetch: int,
     num_workers: int,
+    *,
+    end: int = _LAST_STEP,
   ):
-    self._load = load
+    self._load, self._end = load, end
     self._options = grain.ReadOptions(
       num_threads=num_threads, prefetch_buffer_size=prefetch
     )
@@ -149,7 +179,7 @@ class BatchStream(Iterator[Batch]):
     return batch
 
   def _open(self, step: int) -> Any:
-    steps = grain.MapDataset.range(step, _LAST_STEP)
+    steps = grain.MapDataset.range(step, self._end)
     batches = steps.map(self._load).to_iter_dataset(self._options)
     if self._num_workers:
       if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags.
@@ -288,10 +318,25 @@ class _Plan:
     return lambda steps: jax.device_get(draw(key, steps, pool, self._per_domain))
 
 
+class _Blocks:
+  """Rows of the batch of a step, from a table; as `_Plan`."""
+
+  def __init__(self, *columns: np.ndarray):
+    self._columns = columns
+
+  def __call__(self, step: int) -> tuple[np.ndarray, ...]:
+    return tuple(column[step] for column in self._columns)
+
+
 class _Loader:
   """``step -> batch``, run by Grain in its threads and processes."""
 
-  def __init__(self, source: Any, plan: _Plan, read_row: Callable[[Any], Row] | None):
+  def __init__(
+    self,
+    source: Any,
+    plan: Callable[[int], tuple[np.ndarray, ...]],
+    read_row: Callable[[Any], Row] | None,
+  ):
     self._source, self._plan, self._read_row = source, plan, read_row
 
   def __call__(self, step: int) -> Batch:

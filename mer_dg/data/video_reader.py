@@ -46,6 +46,8 @@ class ClipReader:
     seed: Seed of the augmentation.
     sync_augment: Cut video and flow at the same relative place. The references cut
       them independently.
+    at: In evaluation, where the window begins, from 0 (the first place where it fits)
+      to just below 1 (the last); None is the middle.
   """
 
   def __init__(
@@ -56,6 +58,7 @@ class ClipReader:
     train: bool,
     seed: int = 0,
     sync_augment: bool = False,
+    at: float | None = None,
   ):
     there = available(source.table)
     unknown = [m for m in modalities if m not in there]
@@ -66,7 +69,7 @@ class ClipReader:
       )
     self.source, self.train, self.seed = source, train, seed
     self.modalities = tuple(m for m in MODALITIES if m in modalities)
-    self._sync = sync_augment
+    self._sync, self._at = sync_augment, at
 
   def __len__(self) -> int:
     return len(self.source.table)
@@ -125,7 +128,8 @@ class ClipReader:
     """Sampled frames."""
     count = getattr(clip, m).count
     numbers = self._numbers(clip, m, epoch)
-    offset = clip_offset(count, RECIPES[m], None if numbers is None else numbers.offset)
+    place = self._at if numbers is None else numbers.offset
+    offset = clip_offset(count, RECIPES[m], place)
     return frame_indices(count, offset, RECIPES[m])
 
   def _clip(self, clip: Clip, media: Media, m: str, indices, epoch: int):

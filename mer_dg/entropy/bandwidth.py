@@ -36,16 +36,21 @@ def check_bandwidth(bandwidth, d: int) -> None:
 
 
 def resolve_bandwidth(
-  bandwidth, z: jax.Array, v: jax.Array, *, gradient: bool = False
+  bandwidth, z: jax.Array, v: jax.Array, *, center: jax.Array, gradient: bool = False
 ) -> jax.Array:
-  """Bandwidth of ``z [n, d]`` with row weights ``v [n]``: scalar or ``[d]``."""
+  """Bandwidth of ``z [n, d]`` with row weights ``v [n]``: scalar or ``[d]``.
+
+  ``center [d]`` is a point in the bulk of the rows, which the caller needs as well.
+  """
   if not isinstance(bandwidth, str):
     return jnp.asarray(bandwidth).astype(z.dtype)
-  h = bandwidth_rule(bandwidth, z, v)
+  h = bandwidth_rule(bandwidth, z, v, center)
   return h if gradient else lax.stop_gradient(h)
 
 
-def bandwidth_rule(rule: str, z: jax.Array, v: jax.Array) -> jax.Array:
+def bandwidth_rule(
+  rule: str, z: jax.Array, v: jax.Array, center: jax.Array
+) -> jax.Array:
   r"""Scalar bandwidth by a rule, invariant to rotation and equivariant to scale.
 
   * ``scott``: ``sigma n^(-1/(d+4))``; ``silverman``: ``sigma (n (d+2)/4)^(-1/(d+4))``
@@ -60,7 +65,6 @@ def bandwidth_rule(rule: str, z: jax.Array, v: jax.Array) -> jax.Array:
   which keeps the entropy finite (very negative) with zero gradient.
   """
   # In units of the largest entry squares neither overflow nor vanish.
-  center = _arrays.robust_center(z, v > 0)
   z = jnp.where((v > 0)[:, None], z - center[None, :], 0)
   peak = lax.stop_gradient(jnp.max(jnp.abs(z)))
   peak = jnp.where(peak > 0, peak, 1)

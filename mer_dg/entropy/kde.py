@@ -174,26 +174,29 @@ def kde_entropy(
     offset = None
     if reference is not None:
       r = _prepare(reference, reference_where, kernel).astype(z.dtype)
-      v_r, offset, r_where = _arrays.row_weights(r, reference_where), None, None
-      r_where = reference_where
-      offset = reference_offset
+      v_r, offset = _arrays.row_weights(r, reference_where), reference_offset
       loo = offset is not None and leave_one_out
     elif axis_name is not None:
       gather = lambda x: lax.all_gather(x, axis_name, tiled=True)
       r, v_r = gather(z), gather(v)
-      r_where = None if where is None else gather(where)
       offset = lax.axis_index(axis_name) * z.shape[0]
       loo = leave_one_out
     else:
-      r, v_r, r_where, offset, loo = z, v, where, 0, leave_one_out
-    h = _bandwidth.resolve_bandwidth(bandwidth, r, v_r, gradient=bandwidth_gradient)
+      r, v_r, offset, loo = z, v, 0, leave_one_out
+    masks = (where, weights) if reference is None else (reference_where,)
+    # The same rows for bandwidth and density: XLA computes one center, not two.
+    counted = None if all(mask is None for mask in masks) else v_r > 0
+    center = _arrays.robust_center(r, counted)
+    h = _bandwidth.resolve_bandwidth(
+      bandwidth, r, v_r, center=center, gradient=bandwidth_gradient
+    )
     log_p = _log_density(
       z,
       r,
       v_r,
       h,
       kernel=kernel,
-      center=_arrays.robust_center(r, r_where),
+      center=center,
       self_offset=offset if loo else None,
       block_size=block_size,
     )
@@ -260,8 +263,10 @@ def kde_log_density(
   dtype = jnp.promote_types(z.dtype, query.dtype)
   z, query = z.astype(dtype), query.astype(dtype)
   v = _arrays.row_weights(z, where)
-  h = _bandwidth.resolve_bandwidth(bandwidth, z, v, gradient=bandwidth_gradient)
   center = _arrays.robust_center(z, where)
+  h = _bandwidth.resolve_bandwidth(
+    bandwidth, z, v, center=center, gradient=bandwidth_gradient
+  )
   log_p = _log_density(
     query, z, v, h, kernel=kernel, center=center, block_size=block_size
   )
@@ -319,8 +324,10 @@ def mixture_entropy_bounds(
   def one(z, where):
     z = _prepare(z, where, gaussian)
     v = _arrays.row_weights(z, where)
-    h = _bandwidth.resolve_bandwidth(bandwidth, z, v, gradient=bandwidth_gradient)
     center = _arrays.robust_center(z, where)
+    h = _bandwidth.resolve_bandwidth(
+      bandwidth, z, v, center=center, gradient=bandwidth_gradient
+    )
     count = jnp.sum(v)
     safe_count = jnp.where(count > 0, count, 1)
 

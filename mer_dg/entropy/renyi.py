@@ -90,9 +90,11 @@ def renyi_entropy(
   def one(z, where):
     z = _kde._prepare(z, where, kernel)
     v = _arrays.row_weights(z, where)
-    h = _bandwidth.resolve_bandwidth(bandwidth, z, v, gradient=bandwidth_gradient)
-    count = jnp.sum(v)
     center = _arrays.robust_center(z, where)
+    h = _bandwidth.resolve_bandwidth(
+      bandwidth, z, v, center=center, gradient=bandwidth_gradient
+    )
+    count = jnp.sum(v)
     poison = lax.stop_gradient(_arrays.nan_if_nan(z))
     if form == "matrix":
       value = _matrix(z, v, h, alpha, kernel, center, block_size)

@@ -154,7 +154,8 @@ def _backward(options, residual, g):
   z, log_v, ell = residual
   n, d = z.shape
   rows, padded, scanned = _pairs_of_blocks(options, z)
-  g = jnp.where(jnp.isneginf(ell), 0, g)  # no kernel there: no gradient
+  # No kernel there, no gradient: the shares of such a row do not sum to one (below).
+  g = jnp.where(jnp.isneginf(ell), 0, g)
   ell = tiles.pad(tiles.no_empty(ell), padded, jnp.inf)
   log_v = tiles.pad(log_v, padded, -jnp.inf)
   g = tiles.pad(g, padded)

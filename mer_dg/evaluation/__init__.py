@@ -26,6 +26,12 @@ from mer_dg.evaluation.metrics import (
 )
 from mer_dg.evaluation.missing import mean_embeddings, missing_modalities
 from mer_dg.evaluation.probe import Probe, fit_probe, linear_probe, probe_logits
+from mer_dg.evaluation.protocols import (
+  PROTOCOLS,
+  Assignment,
+  assignments,
+  name_pairs,
+)
 from mer_dg.evaluation.ranking import (
   aurc,
   auroc,
@@ -72,9 +78,11 @@ __all__ = [
   "CORRUPTIONS",
   "LOWER_IS_BETTER",
   "NUM_BINS",
+  "PROTOCOLS",
   "RULES",
   "SEVERITIES",
   "AnyRecord",
+  "Assignment",
   "Choice",
   "Difference",
   "Interval",
@@ -83,6 +91,7 @@ __all__ = [
   "Scores",
   "accuracy",
   "adaptive_ece",
+  "assignments",
   "aurc",
   "auroc",
   "average_precision",
@@ -115,6 +124,7 @@ __all__ = [
   "misclassification_metrics",
   "missing_modalities",
   "msp",
+  "name_pairs",
   "nll",
   "ood_metrics",
   "paired_difference",

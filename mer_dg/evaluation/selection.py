@@ -176,15 +176,23 @@ def best_trial(
 
 
 def _cell(record: AnyRecord) -> tuple[Any, ...]:
-  modalities = tuple(record.get("modalities", ()))
-  return record["dataset"], modalities, record["method"], record["target"]
+  lists = tuple(tuple(record.get(name, ())) for name in ("modalities", "sources"))
+  return record["dataset"], *lists, record["method"], record["target"]
+
+
+def single_sources(records: Iterable[AnyRecord]) -> bool:
+  """Whether these are pairs of one source and one target, with several of a target."""
+  pairs = {(tuple(r.get("sources", ())), r["target"]) for r in records}
+  alone = all(len(sources) == 1 for sources, _ in pairs)
+  return alone and len(pairs) > len({target for _, target in pairs})
 
 
 def check_comparable(records: Iterable[AnyRecord]) -> None:
   """Refuses records that must not share a table.
 
   One table is one dataset in one version, one set of modalities, one protocol
-  (``config_hash``), and for each target one set of source domains.
+  (``config_hash``), and for each target one set of source domains, or single sources
+  throughout.
 
   Args:
     records: What the table would show.
@@ -219,5 +227,6 @@ def check_comparable(records: Iterable[AnyRecord]) -> None:
 
   for field in ("dataset", "data_version", "modalities", "config_hash"):
     refuse_mixed(records, field)
-  for target, rows in group_by(records, lambda r: r["target"]).items():
-    refuse_mixed(rows, "sources", f" for target {target!r}")
+  if not single_sources(records):
+    for target, rows in group_by(records, lambda r: r["target"]).items():
+      refuse_mixed(rows, "sources", f" for target {target!r}")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from mer_dg.evaluation.selection import metric_value
+from mer_dg.evaluation.selection import metric_value, single_sources
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -71,7 +71,8 @@ def collect_scores(
     name: Full metric name, e.g. ``target/accuracy``.
 
   Returns:
-    ``{method: {target: {(seed, split_seed): value}}}``, in order of appearance.
+    ``{method: {target: {(seed, split_seed): value}}}``, in order of appearance; where
+    targets have several single sources, units are ``(seed, split_seed, source)``.
 
   Raises:
     ValueError: If two records claim the same place, or one has no such metric.
@@ -81,10 +82,14 @@ def collect_scores(
     >>> collect_scores([row | {"metrics": {"target/accuracy": 0.5}}], "target/accuracy")
     {'erm': {'t': {(0, 1): 0.5}}}
   """
+  selected = list(selected)
   out: dict[str, dict[str, dict[Hashable, float]]] = {}
+  pairs = single_sources(selected)
   for record in selected:
     cell = out.setdefault(record["method"], {}).setdefault(record["target"], {})
     unit = (record["seed"], record["split_seed"])
+    if pairs:
+      unit = (*unit, *record["sources"])
     if unit in cell:
       raise ValueError(
         f"two runs of method {record['method']!r}, target {record['target']!r}, "

@@ -3,6 +3,7 @@
 from mer_dg.data import DataError
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, validate
+from mer_dg.experiments.hosts import start as join_hosts
 from mer_dg.experiments.launch import MODES, run
 from mer_dg.experiments.sweep import command_lines
 from mer_dg.experiments.workdir import WorkdirError
@@ -22,6 +23,7 @@ __all__ = [
   "Workbench",
   "WorkdirError",
   "command_lines",
+  "join_hosts",
   "run",
   "validate",
 ]

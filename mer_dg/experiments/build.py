@@ -18,16 +18,21 @@ from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
 from mer_dg.data.dataset import Dataset
 from mer_dg.data.npz import load_npz
 from mer_dg.data.sampling import Pool, make_pool
-from mer_dg.data.splits import Split, leave_one_domain_out
+from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
+from mer_dg.data.video_dataset import VIDEO_SETS, VideoDataset, load_video
 from mer_dg.evaluation import (
+  Assignment,
   accuracy,
+  assignments,
   balanced_accuracy,
   classification_metrics,
   reliability_metrics,
 )
+from mer_dg.experiments import pretrained
 from mer_dg.experiments.config import ConfigError, check_space
+from mer_dg.experiments.video_config import ENCODER, make_backbones
 from mer_dg.methods import Method, Task, build_method, merge_recipes
-from mer_dg.networks import InputSpec, Network, make_network
+from mer_dg.networks import Backbone, InputSpec, Network, make_network
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).
 _AUTO_BATCH = 96
@@ -48,16 +53,19 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
     dataset = load_npz(data["path"])
   elif data["name"] == "av_digits":
     dataset = load_av_digits(data["path"], audio=data["audio"])
+  elif data["name"] in VIDEO_SETS:
+    dataset = load_video(data["name"], data["path"])
   else:
     knobs: dict[str, Any] = dict(data["cooccurrence"])
     dataset = make_cooccurrence(Cooccurrence(**knobs))
+  dataset = dataclasses.replace(dataset, target_rows=data["target_rows"])
   modalities = tuple(data["modalities"])
   return dataset.select_modalities(modalities) if modalities else dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """One leave-one-domain-out task as arrays.
+  """One task as arrays.
 
   Attributes:
     split: Its rows.
@@ -88,12 +96,22 @@ class Workbench:
     self.config = config
     self.dataset = load_dataset(config["data"]) if dataset is None else dataset
     self.programs: dict[Any, Any] = {}  # Jitted functions that runs may share.
-    self._splits: dict[str, Split] = {}
-    self._settings: dict[str, Setting] = {}
+    self._splits: dict[Assignment, Split] = {}
+    self._settings: dict[Assignment, Setting] = {}
 
   @cached_property
   def host_arrays(self) -> Arrays:
-    """The dataset as the step takes it, on the host."""
+    """The dataset as the step takes it, on the host.
+
+    Raises:
+      ConfigError: If it does not fit there.
+    """
+    if isinstance(self.dataset, VideoDataset):
+      raise ConfigError(
+        f"config.data.name={self.dataset.name!r}: videos do not fit in memory; only a "
+        "single run trains on them. For a table or a diagnosis, `python -m "
+        "data_prep.extract_features` makes a file for configs/features.py."
+      )
     return to_arrays(self.dataset)
 
   @cached_property
@@ -102,43 +120,99 @@ class Workbench:
     return put(self.host_arrays)
 
   @cached_property
+  def backbones(self) -> dict[str, Backbone]:
+    """Published encoders by modality; none unless the config asks for them."""
+    if self.config["network"]["encoder"] != ENCODER:
+      return {}
+    return make_backbones(self.config, self.dataset.modalities)
+
+  @cached_property
+  def weight_hashes(self) -> dict[str, str]:
+    """Hashes of the weights files of `backbones`; see `pretrained.weight_hashes`."""
+    return pretrained.weight_hashes(self.config, self.backbones)
+
+  @cached_property
+  def words(self) -> dict[str, float]:
+    """What records say beside config and method, ``{"name=word": 1.0}``."""
+    if not isinstance(self.dataset, VideoDataset):
+      return {}
+    return pretrained.words(self.backbones, self.weight_hashes, self.dataset)
+
+  @cached_property
   def network(self) -> Network:
     """The network of ``config.network`` for this dataset.
 
     Raises:
       ConfigError: If that network does not fit the modalities.
     """
+    options: dict[str, Any] = dict(self.config["network"])
+    if self.backbones:
+      options["encoder"] = self.backbones
     try:
       return make_network(
         input_specs(self.dataset),
         num_classes=self.dataset.num_classes,
-        **self.config["network"],
+        **options,
       )
     except ValueError as error:
       raise ConfigError(f"config.network does not fit the data: {error}") from error
 
+  def release(self) -> None:
+    """Forgets compiled programs and what is on the device; both are made again."""
+    self.programs.clear()
+    self.__dict__.pop("arrays", None)
+
   def targets(self) -> tuple[str, ...]:
-    """Held-out domains of the table."""
+    """Domains that the table tests on."""
     return tuple(self.config["targets"]) or self.dataset.domain_names
 
-  def split(self, target: str) -> Split:
-    """Rows of the task that holds ``target`` out."""
-    if target not in self._splits:
-      self._splits[target] = leave_one_domain_out(
-        self.dataset,
-        target,
+  def tasks(self) -> tuple[Assignment, ...]:
+    """Who trains and who tests, in each task of the table."""
+    config, domains = self.config, self.dataset.domain_names
+    for field in ("targets", "sources"):
+      for name in config[field]:
+        self.dataset.domain_id(name)  # Raises, naming the domains there are.
+    return assignments(
+      config["protocol"], domains, targets=config["targets"], sources=config["sources"]
+    )
+
+  def _assign(self, target: str, sources: tuple[str, ...]) -> Assignment:
+    inside = self.config["protocol"] == "in_domain"
+    default = (target,) if inside else tuple(self.config["sources"])
+    return Assignment(target, sources or default)
+
+  def split(self, target: str, sources: tuple[str, ...] = ()) -> Split:
+    """Rows of the task that tests on ``target``.
+
+    Args:
+      target: The domain.
+      sources: Those that train; () is what the protocol and ``config.sources`` say.
+    """
+    task = self._assign(target, sources)
+    if task not in self._splits:
+      rows = dict(
         split_seed=self.config["split_seed"],
         val_fraction=self.config["data"]["val_fraction"],
-        sources=tuple(self.config["sources"]),
-        drop_unseen_classes=self.config["data"]["drop_unseen_classes"],
       )
-    return self._splits[target]
+      if self.config["protocol"] == "in_domain":
+        self._splits[task] = in_domain(self.dataset, target, **rows)
+      else:
+        self._splits[task] = leave_one_domain_out(
+          self.dataset,
+          target,
+          sources=task.sources,
+          drop_unseen_classes=self.config["data"]["drop_unseen_classes"],
+          **rows,
+        )
+    return self._splits[task]
 
-  def setting(self, target: str) -> Setting:
-    """Arrays of the task that holds ``target`` out."""
-    if target not in self._settings:
-      self._settings[target] = _make_setting(self.dataset, self.split(target))
-    return self._settings[target]
+  def setting(self, target: str, sources: tuple[str, ...] = ()) -> Setting:
+    """Arrays of the task that tests on ``target``; see `split`."""
+    task = self._assign(target, sources)
+    if task not in self._settings:
+      split = self.split(target, task.sources)
+      self._settings[task] = _make_setting(self.dataset, split)
+    return self._settings[task]
 
   def per_domain(self, split: Split) -> int:
     """Batch rows per source domain.
@@ -165,20 +239,20 @@ class Workbench:
         )
     return share
 
-  def task(self, target: str) -> Task:
-    """Static facts for the method, of the task that holds ``target`` out."""
+  def task(self, target: str, sources: tuple[str, ...] = ()) -> Task:
+    """Static facts for the method, of the task that tests on ``target``."""
     return Task(
       modalities=self.dataset.modalities,
       num_classes=self.dataset.num_classes,
-      num_domains=len(self.split(target).sources),
+      num_domains=len(self.split(target, sources).sources),
       num_samples=int(self.dataset.index.max()) + 1,
       total_steps=self.config["total_steps"],
     )
 
-  def method(self, name: str, target: str) -> Method:
-    """The method ``name`` (``"a+b"`` composes recipes) for a target."""
+  def method(self, name: str, target: str, sources: tuple[str, ...] = ()) -> Method:
+    """The method ``name`` (``"a+b"`` composes recipes) for a task."""
     recipe = merge_recipes(name, self.config["recipes"])
-    return build_method(name, recipe, self.task(target))
+    return build_method(name, recipe, self.task(target, sources))
 
   def check(self) -> None:
     """Raises for anything wrong with data, network, tasks and methods.
@@ -186,18 +260,26 @@ class Workbench:
     Nothing is compiled, and nothing of it needs the device.
     """
     config = self.config
-    targets = (config["target"],) if config["target"] else self.targets()
+    tasks = (Assignment(config["target"]),) if config["target"] else self.tasks()
     methods = (config["method"],) if config["target"] else config["methods"]
     check_space(config, self.dataset.modalities)
     _ = self.network
-    for target in targets:
-      self.per_domain(self.split(target))
+    pretrained.load(config, self.backbones, jax.random.key(0))  # Raises if it cannot.
+    if not tasks:
+      raise ConfigError(
+        f"config.protocol={config['protocol']!r} leaves no task: targets "
+        f"{self.targets()}, sources {tuple(config['sources'])}."
+      )
+    for task in tasks:
+      self.per_domain(self.split(*task))
       for method in methods:
-        self.method(method, target)
+        self.method(method, *task)
 
 
 def input_specs(dataset: Dataset) -> dict[str, InputSpec]:
   """What the network has to know of each modality."""
+  if isinstance(dataset, VideoDataset):
+    return pretrained.input_specs(dataset.modalities)
   specs = {}
   for m, x in dataset.inputs.items():
     shape, masked = x.shape[1:], m in dataset.lengths

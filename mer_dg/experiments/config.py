@@ -8,20 +8,29 @@ from typing import Any
 
 from mer_dg.data.av_digits import AUDIO
 from mer_dg.data.cooccurrence import TARGET_PAIRINGS
+from mer_dg.data.dataset import TARGET_ROWS
+from mer_dg.data.video_dataset import VIDEO_SETS
+from mer_dg.evaluation import PROTOCOLS
+from mer_dg.experiments import video_config
 from mer_dg.methods import MethodError, check_recipe, merge_recipes, numeric_fields
 from mer_dg.networks import ENCODERS, FUSIONS
+from mer_dg.networks.pretrained import BN_MODES, LAYER4_INITS
+from mer_dg.networks.pretrained.backbone import TRAINABLE
 from mer_dg.reporting.records import stable_hash
 from mer_dg.training.state import SCHEDULES
 
-DATASETS = ("npz", "av_digits", "cooccurrence")
+DATASETS = ("npz", "av_digits", "cooccurrence", *VIDEO_SETS)
 DRIVERS = ("resident", "stream")
 METRICS = ("accuracy", "balanced_accuracy")
+# Which sets of modalities a benchmark trains on, see `benchmark.subsets`.
+SUBSETS = ("all", "fused", "every")
 
 # Fields that choose runs, or how they are run, not what a run is: two runs that differ
-# in these only belong into one table. Where the data lies is one of them, too: records
-# carry a hash of its content.
+# in these only belong into one table. Where data and pretrained weights lie is one of
+# them, too: records carry a hash of their content.
 _RUN_AXES = ("target", "targets", "method", "methods", "seed", "seeds", "split_seed",
-             "wave", "recipes", "search", "driver", "log_every")  # fmt: skip
+             "wave", "recipes", "search", "benchmark", "driver", "reader",
+             "log_every")  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -64,12 +73,24 @@ _TEXT: Check = lambda v: "" if isinstance(v, str) else "a string"
 _NAMES = _each(_TEXT)
 _BOOL: Check = lambda v: "" if isinstance(v, bool) else "True or False"
 _GROUP: Check = lambda v: "" if isinstance(v, Mapping) else "a group of fields"
+_DEPTHS: Check = lambda v: (
+  ""
+  if _each(_integer(1), unique=False)(v) == "" and len(v) in (0, 4)
+  else "() or 4 >= 1"
+)
+_ENCODER = {"weights": _TEXT, "depths": _DEPTHS, "width": _integer(8, 1024)}
+_GROUPS: Check = lambda v: (
+  "groups of fields by name"
+  if not isinstance(v, Mapping) or any(map(_GROUP, v.values()))
+  else ""
+)
 _RATE = lambda v: "" if _number(0.0)(v) == "" and v < 1 else "a number in [0, 1)"
 
 SCHEMA: dict[str, Any] = {
   "target": _TEXT,
   "targets": _NAMES,
   "sources": _NAMES,
+  "protocol": _one_of(*PROTOCOLS),
   "method": _TEXT,
   "methods": _each(_TEXT, least=1),
   "seed": _integer(0),
@@ -88,6 +109,8 @@ SCHEMA: dict[str, Any] = {
     "modalities": _NAMES,
     "val_fraction": _number(0.0, 0.9, open_low=True),
     "drop_unseen_classes": _BOOL,
+    "target_rows": _one_of(*TARGET_ROWS),
+    "sync_augment": _BOOL,
     "audio": _one_of(*AUDIO),
     # How the knobs must fit each other is checked by the generator.
     "cooccurrence": {
@@ -106,7 +129,9 @@ SCHEMA: dict[str, Any] = {
     },
   },
   "network": {
-    "encoder": _one_of("auto", *(e for e in ENCODERS if e != "auto")),
+    "encoder": _one_of(
+      "auto", *(e for e in ENCODERS if e != "auto"), video_config.ENCODER
+    ),
     "fusion": _one_of(*FUSIONS),
     "embedding_dim": _integer(1),
     "hidden_dim": _integer(1),
@@ -120,12 +145,32 @@ SCHEMA: dict[str, Any] = {
     "input_clip": _number(0.0, open_low=True),
     "compute_dtype": _one_of("float32", "bfloat16"),
   },
+  "backbones": {
+    "bn_mode": _one_of(*BN_MODES),
+    "audio_layer4": _one_of(*LAYER4_INITS),
+    "trainable": _one_of(*TRAINABLE),
+    "remat": _BOOL,
+    "video": _ENCODER,
+    "audio": _ENCODER,
+    "flow": _ENCODER,
+  },
+  "reader": {
+    "threads": _integer(0, 1024),
+    "workers": _integer(0, 1024),
+    "prefetch": _integer(1, 1024),
+    "eval_batch": _integer(1, 65536),
+  },
   "optimizer": {
     "lr": _number(0.0, open_low=True),
     "weight_decay": _number(0.0, 10.0),
     "schedule": _one_of(*SCHEDULES),
   },
   "recipes": _GROUP,  # Checked by `check_recipe`.
+  "benchmark": {
+    "datasets": _GROUPS,  # Each merged into the config and checked as one.
+    "protocols": _each(_one_of(*PROTOCOLS), least=1),
+    "subsets": _one_of(*SUBSETS),
+  },
   "search": {
     "trials": _integer(0),
     "seeds": _each(_integer(0), least=1),
@@ -166,12 +211,10 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
       f"config.log_every={config['log_every']} must divide "
       f"config.eval_every={config['eval_every']}."
     )
-  field = "target" if config["target"] else "targets"
-  for target in [config["target"]] if config["target"] else config["targets"]:
-    if target in config["sources"]:
-      raise ConfigError(
-        f"config.{field}: {target!r} is also one of config.sources={config['sources']}."
-      )
+  wrong = video_config.problem(config)
+  if wrong:
+    raise ConfigError(wrong)
+  _check_protocol(config)
   if config["driver"] == "stream" and not config["target"]:
     raise ConfigError(
       "config.driver='stream' trains one run: name the held-out domain after the "
@@ -180,6 +223,28 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
   _check_seeds(config)
   check_space(config)
   return config
+
+
+def _check_protocol(config) -> None:
+  protocol, sources = config["protocol"], config["sources"]
+  if protocol == "in_domain" and sources:
+    raise ConfigError(
+      f"config.sources={sources} must be () with config.protocol='in_domain': every "
+      "target trains on rows of its own."
+    )
+  if protocol == "single_source" and config["target"] and len(sources) != 1:
+    raise ConfigError(
+      f"config.sources={sources} must name the one source of a single run with "
+      "config.protocol='single_source'."
+    )
+  if protocol == "single_source" and not config["target"]:
+    return  # Pairs of a domain with itself are left out.
+  field = "target" if config["target"] else "targets"
+  for target in [config["target"]] if config["target"] else config["targets"]:
+    if target in sources:
+      raise ConfigError(
+        f"config.{field}: {target!r} is also one of config.sources={sources}."
+      )
 
 
 def _check_seeds(config) -> None:
@@ -273,4 +338,10 @@ def protocol_hash(config: Mapping[str, Any]) -> str:
   """Hash of all that two runs of one table share (not methods, seeds, targets)."""
   shared = {k: v for k, v in as_dict(config).items() if k not in _RUN_AXES}
   shared["data"] = {k: v for k, v in shared["data"].items() if k != "path"}
+  shared["backbones"] = {
+    name: {k: v for k, v in group.items() if k != "weights"}
+    if isinstance(group, dict)
+    else group
+    for name, group in shared["backbones"].items()
+  }
   return stable_hash(shared)

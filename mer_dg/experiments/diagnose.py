@@ -8,12 +8,15 @@ that never saw another modality (the evidence of the MER-DG paper, arXiv 2605.01
 
 The fused prediction is also judged on samples that are re-paired: modalities of
 different samples of one class, across domains. What it loses by that on the sources is
-its reliance on which samples came together.
+its reliance on which samples came together. `stress` corrupts and withholds modalities,
+`representation` compares the embeddings of source and target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,59 +26,87 @@ from mer_dg.data.arrays import eval_blocks, gather_batch
 from mer_dg.evaluation import repair_within_class
 from mer_dg.evaluation.probe import linear_probe
 from mer_dg.experiments.build import EVAL_BLOCK, HEADLINE, Workbench
+from mer_dg.experiments.diagnosis_text import Probes, to_markdown
 from mer_dg.experiments.grid import Wave, train_all
-from mer_dg.experiments.runs import Run
+from mer_dg.experiments.representation import (
+  Embedded,
+  embedding_maps,
+  representations,
+)
+from mer_dg.experiments.runs import Evaluation, Run
+from mer_dg.experiments.stress import Stress
+from mer_dg.reporting.maps import EmbeddingMaps
 from mer_dg.training.step import make_predict
 
-# {(training, probed, target, seed): {"val": accuracy, "target": accuracy}}
-Probes = dict[tuple[str, str, str, int], dict[str, float]]
+__all__ = ["diagnose", "to_markdown"]
 
 
 def diagnose(
-  bench: Workbench, on_wave: Callable[[Wave], None] = lambda _: None
+  bench: Workbench,
+  on_wave: Callable[[Wave], None] = lambda _: None,
+  on_maps: Callable[[EmbeddingMaps], None] = lambda _: None,
 ) -> Probes:
-  """Trains every method of the config, and each modality alone, and re-probes all.
+  """Trains every method of the config, and each modality alone, and examines all.
 
   Args:
     bench: A workbench; its methods, targets and seeds are used.
-    on_wave: Called with each finished wave of a method.
+    on_wave: Called with each finished wave of a method; at the end with each of them
+      again, now with the last evaluations only, to whose metrics those of `Stress` and
+      `representations` are added: ``target/corrupted/...``, ``target/without_...``,
+      ``target/mean_for_...`` and ``representation/<m>/...``.
+    on_maps: Called with maps of the embeddings for the first target and seed.
 
   Returns:
     Accuracies in [0, 1]. ``training`` is a method name or "alone"; ``probed`` is
     a modality, "all" (a probe on all embeddings side by side), "fused" (the trained
     network's own prediction) or "re-paired" (the same after re-pairing); the last
-    two for joint training only. The probe "all" of
-    "alone" is what encoders without any co-adaptation reach together.
+    two for joint training only. The probe "all" of "alone" is what encoders without any
+    co-adaptation reach together. "fused" has the scores under stress, too, and each
+    modality the numbers of `representations`.
   """
-  config, probes = bench.config, {}
-  embedded: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
+  waves, embedded = _train(bench, on_wave)
+  probes = _fused(bench, waves, embedded)
   modalities = bench.dataset.modalities
+  for (training, target, seed), z in embedded.items():
+    for probed in (*modalities, "all"):
+      names = modalities if probed == "all" else (probed,)
+      if z.keys() >= set(names):  # A training that diverged is left out.
+        probes[training, probed, target, seed] = _probe(bench, target, z, names)
+  _add_stress(bench, waves, embedded, probes)
+  splits = {target: bench.split(target) for target in bench.targets()}
+  inside = representations(bench.dataset, splits, embedded)
+  for (training, target, seed), numbers in inside.items():
+    for m, values in numbers.items():
+      probes[training, m, target, seed] |= values
+  for wave in waves:
+    on_wave(wave._replace(evaluations=_extended(bench, wave, probes)))
+  on_maps(embedding_maps(bench, embedded))
+  return probes
+
+
+def _train(
+  bench: Workbench, on_wave: Callable[[Wave], None]
+) -> tuple[list[Wave], Embedded]:
+  """The waves of all methods, on the host, and the embeddings of every training."""
+  config, waves = bench.config, []
+  embedded: Embedded = {}
 
   def collect(own: Workbench, training: str, wave: Wave) -> None:
-    found = _embed(own, wave.state.variables)
+    found, lost = _embed(own, wave.state.variables), {d.run for d in wave.diverged}
     for i, run in enumerate(wave.runs):
-      rows = {m: z[i] for m, z in found.items()}
-      embedded.setdefault((training, run.target, run.seed), {}).update(rows)
-      if training != "alone":
-        own_state = jax.tree.map(lambda a, i=i: a[i], wave.state.variables)
-        repaired = _repaired(own, run.target, own_state, rows)
-        probes[training, "re-paired", run.target, run.seed] = repaired
+      if run not in lost:
+        rows = {m: z[i] for m, z in found.items()}
+        embedded.setdefault((training, run.target, run.seed), {}).update(rows)
 
   def joint(wave: Wave) -> None:
     on_wave(wave)
-    for e in wave.evaluations:
-      if e.step == config["total_steps"]:
-        metric = config["metric"]
-        probes[e.run.method, "fused", e.run.target, e.run.seed] = {
-          "val": e.metrics[f"val/{metric}"],
-          "target": e.metrics[f"target/{metric}"],
-        }
+    waves.append(wave._replace(state=jax.tree.map(_to_host, wave.state)))
     collect(bench, wave.runs[0].method, wave)
 
   cells = [(t, s) for t in bench.targets() for s in config["seeds"]]
   for method in config["methods"]:
     train_all(bench, [Run(method, *c) for c in cells], joint)
-  for m in modalities:
+  for m in bench.dataset.modalities:
     data = {**config["data"], "modalities": [m]}
     alone = bench.dataset.select_modalities((m,))
     own = Workbench({**config, "data": data, "methods": ["erm"]}, alone)
@@ -84,11 +115,70 @@ def diagnose(
       [Run("erm", *c) for c in cells],
       lambda wave, own=own: collect(own, "alone", wave),
     )
-  for (training, target, seed), z in embedded.items():
-    for probed in (*modalities, "all"):
-      names = modalities if probed == "all" else (probed,)
-      probes[training, probed, target, seed] = _probe(bench, target, z, names)
+  return waves, embedded
+
+
+def _to_host(a: jax.Array) -> Any:
+  return a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else np.asarray(a)
+
+
+def _variables(wave: Wave, run: Run) -> Any:
+  i = wave.runs.index(run)
+  return jax.tree.map(lambda a: a[i], wave.state.variables)
+
+
+def _last(bench: Workbench, wave: Wave) -> list[Evaluation]:
+  return [e for e in wave.evaluations if e.step == bench.config["total_steps"]]
+
+
+def _fused(bench: Workbench, waves: Sequence[Wave], embedded: Embedded) -> Probes:
+  """The fused predictions of all methods, as they are and re-paired."""
+  metric, probes = bench.config["metric"], {}
+  for wave in waves:
+    for e in _last(bench, wave):
+      key, own = (e.run.target, e.run.seed), _variables(wave, e.run)
+      probes[e.run.method, "fused", *key] = {
+        side: e.metrics[f"{side}/{metric}"] for side in ("val", "target")
+      }
+      probes[e.run.method, "re-paired", *key] = _repaired(
+        bench, e.run.target, own, embedded[e.run.method, *key]
+      )
   return probes
+
+
+def _add_stress(
+  bench: Workbench, waves: Sequence[Wave], embedded: Embedded, probes: Probes
+) -> None:
+  """Adds the scores under stress to the "fused" probes, target by target."""
+  stress = Stress(bench)
+  for target in bench.targets():
+    found = [(wave, e.run) for wave in waves for e in _last(bench, wave)
+             if e.run.target == target]  # fmt: skip
+    if not found:
+      continue
+    variables = [_variables(wave, run) for wave, run in found]
+    own = [embedded[run.method, target, run.seed] for _, run in found]
+    stack = lambda trees: jax.tree.map(lambda *a: np.stack(a), *trees)
+    scores = stress.scores(target, stack(variables), stack(own))
+    for i, (_, run) in enumerate(found):
+      probes[run.method, "fused", target, run.seed] |= {
+        name: float(values[i]) for name, values in scores.items()
+      }
+
+
+def _extended(bench: Workbench, wave: Wave, probes: Probes) -> list[Evaluation]:
+  """The last evaluations of a wave with all that was found since, as metrics."""
+  metric, sides = bench.config["metric"], ("val", "target")
+  out = []
+  for e in _last(bench, wave):
+    key = e.run.target, e.run.seed
+    fused = probes[e.run.method, "fused", *key]
+    more = {f"target/{k}/{metric}": v for k, v in fused.items() if k not in sides}
+    for m in bench.dataset.modalities:
+      own = probes[e.run.method, m, *key]
+      more |= {f"representation/{m}/{k}": v for k, v in own.items() if k not in sides}
+    out.append(dataclasses.replace(e, metrics={**more, **e.metrics}))
+  return out
 
 
 def _embed(bench: Workbench, variables) -> dict[str, np.ndarray]:
@@ -147,29 +237,3 @@ def _probe(bench, target: str, z: Mapping[str, np.ndarray], names) -> dict[str, 
     num_classes=bench.dataset.num_classes,
   )
   return {k: float(found[f"{k}/{metric}"]) for k in ("val", "target")}
-
-
-def to_markdown(probes: Probes) -> str:
-  """Mean and standard error over targets and seeds, one row per training."""
-  trainings = list(dict.fromkeys(key[0] for key in probes))
-  columns = list(dict.fromkeys(key[1] for key in probes))
-  lines = [
-    "| training | " + " | ".join(f"{c}: source → target" for c in columns) + " |",
-    "|" + " --- |" * (len(columns) + 1),
-  ]
-  for training in trainings:
-    cells = []
-    for column in columns:
-      rows = [v for k, v in probes.items() if k[:2] == (training, column)]
-      cells.append(_cell(rows))
-    lines.append(f"| {training} | " + " | ".join(cells) + " |")
-  return "\n".join(lines)
-
-
-def _cell(rows: Sequence[Mapping[str, float]]) -> str:
-  if not rows:
-    return "–"
-  val = 100 * np.array([r["val"] for r in rows])
-  target = 100 * np.array([r["target"] for r in rows])
-  error = target.std(ddof=1) / np.sqrt(len(target)) if len(target) > 1 else np.nan
-  return f"{val.mean():.1f} → {target.mean():.1f} ± {error:.1f}"

@@ -11,6 +11,7 @@ many jax is told to expose: on two cores two devices are slower than one
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+import dataclasses
 import functools
 import time
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from mer_dg.data.sampling import Pool, make_pool
+from mer_dg.evaluation import Assignment
 from mer_dg.experiments.build import (
   Setting,
   Workbench,
@@ -28,6 +30,7 @@ from mer_dg.experiments.build import (
   make_measure,
   name_sources,
 )
+from mer_dg.experiments.hosts import this_host
 from mer_dg.experiments.runs import Evaluation, Run, run_hyper
 from mer_dg.training.progress import Progress
 from mer_dg.training.state import TrainState, make_state
@@ -64,7 +67,8 @@ class Wave(NamedTuple):
     runs: Its runs.
     evaluations: In order of step, then run; of runs that stayed finite only.
     diverged: The others.
-    state: Final states, stacked over runs; there may be more, which are padding.
+    state: Final states, stacked over trainings (`trainings`); there may be more, which
+      are padding.
   """
 
   runs: Sequence[Run]
@@ -78,14 +82,14 @@ class WaveProgram:
 
   They take the runs as an array axis, so one object serves all waves of a
   method whose tasks have the same static facts. Everything is padded to the
-  largest target of the group: shapes, and hence numbers, do not depend on which
+  largest task of the group: shapes, and hence numbers, do not depend on which
   runs share a wave.
 
   Args:
     bench: The workbench.
     name: Method name.
-    targets: Held-out domains of the group.
-    runs: Runs per wave; rounded up to a multiple of the devices used.
+    tasks: Tasks of the group.
+    runs: Trainings per wave; rounded up to a multiple of the devices used.
     devices: Over which runs are sharded; by default all local accelerators.
   """
 
@@ -93,7 +97,7 @@ class WaveProgram:
     self,
     bench: Workbench,
     name: str,
-    targets: Sequence[str],
+    tasks: Sequence[Assignment],
     runs: int,
     devices: Sequence[jax.Device] | None = None,
   ):
@@ -106,11 +110,11 @@ class WaveProgram:
     self._mesh = jax.make_mesh(
       (len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices
     )
-    self._settings = {t: bench.setting(t) for t in targets}
+    self._settings = {task: bench.setting(*task) for task in tasks}
     self._width = max(s.pool.rows.shape[1] for s in self._settings.values())
     self._blocks = max(len(s.rows) for s in self._settings.values())
     self._arrays = self._put(bench.host_arrays, P())
-    split, method = bench.split(targets[0]), bench.method(name, targets[0])
+    split, method = bench.split(*tasks[0]), bench.method(name, *tasks[0])
     horizon = dict(
       schedule=config["optimizer"]["schedule"], total_steps=config["total_steps"]
     )
@@ -147,51 +151,64 @@ class WaveProgram:
     """Trains runs together and evaluates them every ``eval_every`` steps.
 
     Args:
-      runs: At most ``self.runs`` runs.
-      on_chunk: Called after each chunk with the number of run-steps just done and
-        the training metrics ``{name: [runs, steps]}``.
+      runs: Runs of at most ``self.runs`` trainings; see `trainings`.
+      on_chunk: Called after each chunk with the number of steps just done, summed over
+        trainings, and the training metrics ``{name: [trainings, steps]}``.
     """
-    config, began, count = self._bench.config, time.perf_counter(), len(runs)
-    state, pool, places = self.begin(runs)
+    config, began = self._bench.config, time.perf_counter()
+    lanes = trainings(runs)
+    count, most = len(lanes), max(map(len, lanes))
+    state, pool, places = self.begin([lane[0] for lane in lanes])
+    # A training is judged on the rows of each of its targets.
+    judged = [places, *(self._places([lane[j % len(lane)] for lane in lanes])
+                        for j in range(1, most))]  # fmt: skip
     evaluations: list[Evaluation] = []
-    diverged: dict[int, Divergence] = {}
+    diverged: dict[Run, Divergence] = {}
     step, total = 0, config["total_steps"]
-    while step < total and len(diverged) < count:
+    while step < total and len(diverged) < len(runs):
       length = min(config["eval_every"], total - step)
       state, metrics = self.advance(state, pool, length)
-      measured = self._evaluate(self._arrays, *places, state.variables)
+      measured = [self._evaluate(self._arrays, *p, state.variables) for p in judged]
       metrics, measured = jax.tree.map(
         lambda a: np.asarray(a)[:count], (metrics, measured)
       )
       wall = time.perf_counter() - began
-      for i, run in enumerate(runs):
+      for i, lane in enumerate(lanes):
         own = {k: v[i] for k, v in metrics.items()}
-        found = {k: v[i] for k, v in measured.items()}
-        bad = first_nonfinite(own, step)
-        if bad is None and not np.isfinite(found["val/nll"]):
-          bad = (step + length, "the source validation")
-        if bad is not None:
-          diverged.setdefault(i, Divergence(run, *bad))
-        if i not in diverged:
-          found |= {f"train/{k}": v.mean() for k, v in own.items()}
-          named = name_sources(found, self._settings[run.target].split.sources)
-          evaluations.append(Evaluation(run, step + length, named, wall))
+        failed = first_nonfinite(own, step)
+        for run, found in zip(lane, measured, strict=False):
+          found, bad = {k: v[i] for k, v in found.items()}, failed
+          if bad is None and not np.isfinite(found["val/nll"]):
+            bad = (step + length, "the source validation")
+          if bad is not None:
+            diverged.setdefault(run, Divergence(run, *bad))
+          if run not in diverged:
+            found |= {f"train/{k}": v.mean() for k, v in own.items()}
+            named = name_sources(found, self._settings[run.task].split.sources)
+            evaluations.append(Evaluation(run, step + length, named, wall))
       step += length
       on_chunk(length * count, metrics)
-    lost = {d.run for d in diverged.values()}
-    kept = [e for e in evaluations if e.run not in lost]
+    kept = [e for e in evaluations if e.run not in diverged]
     return Wave(runs, kept, list(diverged.values()), state)
 
   def begin(self, runs: Sequence[Run]):
     """``(state, pool, (rows, mask, domain))``, stacked over runs, before step 1."""
-    # The last wave is filled up: another number of runs would be another program.
-    filled = [*runs, *[runs[-1]] * (self.runs - len(runs))]
+    filled = self._filled(runs)
     pool, places, scaling = self._stack(
-      [self._padded(self._settings[run.target]) for run in filled]
+      [self._padded(self._settings[run.task]) for run in filled]
     )
     hyper = [_as_float32(run_hyper(self._bench, run)) for run in filled]
     seeds = [np.uint32(run.seed) for run in filled]
     return self._init(self._stack(seeds), scaling, self._stack(hyper)), pool, places
+
+  def _filled(self, runs: Sequence[Run]) -> list[Run]:
+    # The last wave is filled up: another number of runs would be another program.
+    return [*runs, *[runs[-1]] * (self.runs - len(runs))]
+
+  def _places(self, runs: Sequence[Run]):
+    """``(rows, mask, domain)``, stacked over runs."""
+    settings = [self._settings[run.task] for run in self._filled(runs)]
+    return self._stack([self._padded_places(setting) for setting in settings])
 
   def advance(self, state: TrainState, pool: Pool, steps: int):
     """``(state, metrics [runs, steps])`` after ``steps`` more; ``state`` is donated."""
@@ -219,10 +236,31 @@ class WaveProgram:
   def _padded(self, setting: Setting):
     """(pool, (rows, mask, domain), scaling) in the shapes of the group."""
     trimmed = [r[:n] for r, n in zip(*setting.pool, strict=True)]
+    pool = make_pool(trimmed, width=self._width)
+    return pool, self._padded_places(setting), setting.scaling
+
+  def _padded_places(self, setting: Setting):
     missing = self._blocks - len(setting.rows)
     pad = lambda a: np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)])
-    places = tuple(pad(a) for a in (setting.rows, setting.mask, setting.domain))
-    return make_pool(trimmed, width=self._width), places, setting.scaling
+    return tuple(pad(a) for a in (setting.rows, setting.mask, setting.domain))
+
+
+def trainings(runs: Sequence[Run]) -> list[list[Run]]:
+  """Runs by the network they train: runs that differ in target alone share one.
+
+  Sources that follow from the target (``run.sources`` is ()) are another training for
+  each target.
+
+  Example:
+    >>> pair = lambda target: Run("erm", target, 0, sources=("a",))
+    >>> [[r.target for r in lane] for lane in trainings([pair("b"), pair("c")])]
+    [['b', 'c']]
+  """
+  lanes: dict[Run, list[Run]] = {}
+  for run in runs:
+    key = dataclasses.replace(run, target="") if run.sources else run
+    lanes.setdefault(key, []).append(run)
+  return list(lanes.values())
 
 
 def wave_size(config: Mapping[str, Any]) -> int:
@@ -240,8 +278,9 @@ def train_all(
 ) -> None:
   """Trains all runs, wave by wave, methods one after another.
 
-  Which runs share a wave depends on ``runs`` alone: a table that was interrupted
-  goes on in the same waves, and ends with the same numbers.
+  Which runs share a wave depends on ``runs`` (and the number of hosts) alone: a table
+  that was interrupted goes on in the same waves, and ends with the same numbers. Of
+  several hosts each trains every n-th wave.
 
   Args:
     bench: The workbench.
@@ -249,19 +288,22 @@ def train_all(
     on_wave: Called with each finished wave.
     done: Runs that need no training; a wave of such runs is left out.
   """
-  done, size = set(done), wave_size(bench.config)
+  done, (host, hosts) = set(done), this_host()
   # Different static facts (a number of sources, say) are different programs.
   groups: dict[Any, list[Run]] = {}
   for run in runs:
-    groups.setdefault((run.method, bench.task(run.target)), []).append(run)
-  waves = {group: _waves(members, size) for group, members in groups.items()}
-  left = {g: [w for w in ws if not done.issuperset(w)] for g, ws in waves.items()}
-  count = sum(len(wave) for some in left.values() for wave in some)
+    groups.setdefault((run.method, bench.task(*run.task)), []).append(run)
+  size = lambda members: min(wave_size(bench.config), -(-len(members) // hosts))
+  waves = {group: _waves(members, size(members)) for group, members in groups.items()}
+  ours = {group: ws[host::hosts] for group, ws in waves.items()}
+  left = {g: [w for w in ws if not done.issuperset(w)] for g, ws in ours.items()}
+  count = sum(len(trainings(wave)) for some in left.values() for wave in some)
   with Progress(count * bench.config["total_steps"], 0, "") as progress:
     for group, members in groups.items():
-      name, targets = group[0], list(dict.fromkeys(run.target for run in members))
+      name, tasks = group[0], list(dict.fromkeys(run.task for run in members))
       if left[group]:
-        program = WaveProgram(bench, name, targets, len(waves[group][0]))
+        lanes = max(len(trainings(wave)) for wave in waves[group])
+        program = WaveProgram(bench, name, tasks, lanes)
       for i, wave in enumerate(left[group]):
         progress.name(f"{name} {i + 1}/{len(left[group])}")
         result = program.train(wave, progress.add)
@@ -270,9 +312,11 @@ def train_all(
 
 
 def _waves(members: Sequence[Run], size: int) -> list[Sequence[Run]]:
-  """Waves of at most ``size`` runs, the last one perhaps smaller than the others."""
-  each = -(-len(members) // -(-len(members) // size))
-  return [members[i : i + each] for i in range(0, len(members), each)]
+  """Waves of at most ``size`` trainings, the last one perhaps smaller."""
+  lanes = trainings(members)
+  each = -(-len(lanes) // -(-len(lanes) // size))
+  parts = [lanes[i : i + each] for i in range(0, len(lanes), each)]
+  return [[run for lane in part for run in lane] for part in parts]
 
 
 def _wave_line(name: str, wave: Wave, metric: str) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import json
 from pathlib import Path
 from typing import Any
 
+from mer_dg.experiments.benchmark import is_benchmark, report_all, run_benchmark
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, validate
 from mer_dg.experiments.diagnose import diagnose, to_markdown
-from mer_dg.experiments.grid import Divergence, Wave, train_all
-from mer_dg.experiments.runs import Evaluation, Run, record_of, run_id
-from mer_dg.experiments.search import Choice, choose, final_runs, search_runs
-from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
-from mer_dg.reporting import append_records, stable_hash, write_atomic, write_report
+from mer_dg.experiments.hosts import is_first_host, this_host
+from mer_dg.experiments.tables import recorder, report, train_table
+from mer_dg.experiments.workdir import Workdir
+from mer_dg.reporting import stable_hash, write_atomic
 
-MODES = ("train", "evaluate", "report", "diagnose")
+MODES = ("train", "evaluate", "report", "diagnose", "benchmark")
 
 
 def run(
@@ -35,13 +35,14 @@ def run(
       the same command resumes.
     mode: "train" (one run if ``config.target`` is set, else the table of all
       targets, methods and seeds), "evaluate" (re-evaluates the selected
-      checkpoint of one run), "report" (tables and plots from records alone) or
-      "diagnose" (re-probes encoders trained jointly and alone).
+      checkpoint of one run), "report" (tables and plots from records alone),
+      "diagnose" (re-probes encoders trained jointly and alone) or "benchmark" (the
+      tables of all sets, protocols and subsets of ``config.benchmark``).
     name: Name of the experiment, for headings.
     command: The command line, for the report; not shown if empty.
 
   Returns:
-    The text that was printed at the end.
+    The text that was printed at the end; of several hosts the first one has it.
 
   Raises:
     ConfigError: For a wrong config.
@@ -53,55 +54,68 @@ def run(
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is not one of {MODES}.")
   config = validate(config)
+  _check_mode(config, mode)
+  default = Path("runs") / f"{name}-{stable_hash(config)[:8]}"
+  folder = Workdir(workdir or default, config)
+  print(f"Workdir: {folder.path}")
+  if mode == "report":
+    reports = report_all if is_benchmark(folder) else report
+    text = reports(folder, config, name)
+  elif mode == "benchmark":
+    text = run_benchmark(config, folder, name, command)
+  else:
+    bench = Workbench(config)
+    bench.check()
+    text = _compute(bench, folder, mode, name, command)
+  print(text)
+  return text
+
+
+def _compute(bench: Workbench, folder: Workdir, mode: str, name: str, command: str):
+  """One of the modes that need data and network; returns what there is to print."""
+  config = bench.config
+  if config["target"] and mode != "diagnose":
+    from mer_dg.experiments import single  # Orbax and Grain: not for the table.
+  if mode == "evaluate":
+    return _lines(single.evaluate(bench, folder))
+  folder.create()
+  folder.add_command(command)
+  if mode == "diagnose":
+    return _diagnose(bench, folder, name)
+  if config["target"]:
+    single.train(bench, folder)
+  else:
+    train_table(bench, folder)
+  return report(folder, config, name) if is_first_host() else ""
+
+
+def _check_mode(config: Mapping[str, Any], mode: str) -> None:
   if mode == "evaluate" and not config["target"]:
     raise ConfigError(
       "--mode=evaluate takes one run: name the held-out domain after the config file "
       "(configs/x.py:DOMAIN)."
     )
-  default = Path("runs") / f"{name}-{stable_hash(config)[:8]}"
-  folder = Workdir(workdir or default, config)
-  print(f"Workdir: {folder.path}")
-  if mode != "report":
-    bench = Workbench(config)
-    bench.check()
-    if config["target"] and mode != "diagnose":
-      from mer_dg.experiments import single  # Orbax and Grain: not for the table.
-
-    if mode == "evaluate":
-      text = _lines(single.evaluate(bench, folder))
-    elif mode == "diagnose":
-      folder.create()
-      folder.add_command(command)
-      text = _diagnose(bench, folder, name)
-    else:
-      folder.create()
-      folder.add_command(command)
-      if config["target"]:
-        single.train(bench, folder)
-      else:
-        train_table(bench, folder)
-  if mode in ("train", "report"):
-    text = report(folder, config, name)
-  print(text)
-  return text
-
-
-def train_table(bench: Workbench, workdir: Workdir) -> None:
-  """Trains what the table lacks: the search if there is one, then all runs."""
-  config, targets = bench.config, bench.targets()
-  chosen: dict[tuple[str, str], Choice] = {}
-  if config["search"]["trials"]:
-    runs = search_runs(config, targets)
-    _train_missing(bench, runs, workdir, workdir.search)
-    chosen = choose(runs, _evaluations(bench, runs, workdir), config["metric"])
-  runs = final_runs(config, targets, chosen)
-  _train_missing(bench, runs, workdir, workdir.results)
-  workdir.finish()
+  if mode == "diagnose" and config["protocol"] != "leave_one_domain_out":
+    raise ConfigError(
+      f"config.protocol={config['protocol']!r}: --mode=diagnose compares encoders "
+      "under 'leave_one_domain_out'."
+    )
+  if mode == "benchmark" and config["target"]:
+    raise ConfigError(
+      f"config.target={config['target']!r}: --mode=benchmark trains tables; choose "
+      "held-out domains by config.targets."
+    )
+  _, hosts = this_host()
+  if hosts > 1 and (mode in ("evaluate", "diagnose") or config["target"]):
+    raise ConfigError(
+      f"{hosts} hosts share the waves of a table or benchmark; --mode={mode} of "
+      f"config.target={config['target']!r} is for one host."
+    )
 
 
 def _diagnose(bench: Workbench, workdir: Workdir, name: str) -> str:
   """Trains and probes; writes records, report, ``diagnosis.md`` and ``.json``."""
-  probes = diagnose(bench, _recorder(bench, workdir, workdir.results))
+  probes = diagnose(bench, recorder(bench, workdir, workdir.results))
   text, folder = to_markdown(probes), workdir.path / "report"
   folder.mkdir(exist_ok=True)
   write_atomic(folder / "diagnosis.md", text + "\n")
@@ -111,73 +125,6 @@ def _diagnose(bench: Workbench, workdir: Workdir, name: str) -> str:
   write_atomic(folder / "diagnosis.jsonl", lines)
   report(workdir, bench.config, name)
   return text
-
-
-def _recorder(bench: Workbench, workdir: Workdir, path: Path):
-  """What writes the records of a wave when it ends."""
-
-  def on_wave(wave: Wave) -> None:
-    # A wave that is repeated after a kill appends what was not there yet.
-    append_records(path, [record_of(bench, e) for e in wave.evaluations])
-    _append_diverged(bench, workdir.diverged, wave.diverged)
-
-  return on_wave
-
-
-def _train_missing(
-  bench: Workbench, runs: Sequence[Run], workdir: Workdir, path: Path
-) -> None:
-  """Trains the runs that have neither ended nor diverged, writing as waves end."""
-  last = bench.config["total_steps"]
-  ended = {r["run_id"] for r in workdir.records(path) if r["step"] == last}
-  ended |= {row["run_id"] for row in read_lines(workdir.diverged)}
-  done = {run for run in runs if run_id(bench, run) in ended}
-  if done:
-    print(f"{len(done)} of {len(runs)} runs are there already.")
-
-  if len(done) < len(runs):
-    train_all(bench, runs, _recorder(bench, workdir, path), done=done)
-
-
-def _append_diverged(bench: Workbench, path: Path, new: Sequence[Divergence]) -> None:
-  if new:
-    rows = {row["run_id"]: row for row in read_lines(path)}
-    for d in new:
-      identity = run_id(bench, d.run)
-      rows[identity] = {"run_id": identity, "message": str(d)}
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
-
-
-def _evaluations(
-  bench: Workbench, runs: Sequence[Run], workdir: Workdir
-) -> list[Evaluation]:
-  """The evaluations of a search, from its records."""
-  by_id = {run_id(bench, run): run for run in runs}
-  return [
-    Evaluation(by_id[r["run_id"]], r["step"], r["metrics"], r["wall_time_s"])
-    for r in workdir.records(workdir.search)
-    if r["run_id"] in by_id
-  ]
-
-
-def report(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
-  """Writes ``report/`` from the records of a workdir; returns its Markdown.
-
-  Raises:
-    WorkdirError: If there are no records.
-  """
-  records = workdir.records()
-  if not records:
-    raise WorkdirError(f"{workdir.results} holds no records; train first.")
-  return write_report(
-    workdir.path,
-    records,
-    metric=config["metric"],
-    reference=config["methods"][0],
-    title=name,
-    commands=workdir.commands,
-    left_out=[row["message"] for row in read_lines(workdir.diverged)],
-  )
 
 
 def _lines(metrics: Mapping[str, float]) -> str:

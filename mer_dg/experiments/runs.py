@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from mer_dg.evaluation import Assignment
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, protocol_hash
 from mer_dg.reporting import Record, device_name, git_revision, make_record
@@ -26,6 +27,8 @@ class Run:
     seed: Seed of weights, data order and noise.
     overrides: ``("term.number" or "optimizer.number", value)`` of a search trial.
     trials: Number of settings that were tried to arrive at this one.
+    sources: Domains that train; () is what the protocol of the config says. Runs that
+      differ in ``target`` alone, with sources named, are one training.
   """
 
   method: str
@@ -33,9 +36,16 @@ class Run:
   seed: int
   overrides: tuple[tuple[str, float], ...] = ()
   trials: int = 1
+  sources: tuple[str, ...] = ()
+
+  @property
+  def task(self) -> Assignment:
+    """Who trains and who tests."""
+    return Assignment(self.target, self.sources)
 
   def __str__(self) -> str:
-    words = [f"{self.method}, target {self.target}, seed {self.seed}"]
+    trained = f", trained on {' + '.join(self.sources)}" if self.sources else ""
+    words = [f"{self.method}, target {self.target}{trained}, seed {self.seed}"]
     return ", ".join(words + [f"{name} {value:.4g}" for name, value in self.overrides])
 
 
@@ -56,7 +66,7 @@ def run_hyper(bench: Workbench, run: Run) -> dict[str, dict]:
     ConfigError: If an override names a number that the method does not have.
   """
   optimizer = bench.config["optimizer"]
-  method = bench.method(run.method, run.target).hyper
+  method = bench.method(run.method, *run.task).hyper
   hyper: dict[str, dict] = {
     "optimizer": {k: float(optimizer[k]) for k in ("lr", "weight_decay")},
     "method": {term: dict(numbers) for term, numbers in method.items()},
@@ -76,7 +86,7 @@ def record_of(bench: Workbench, evaluation: Evaluation) -> Record:
   return make_record(
     method=run.method,
     target=run.target,
-    sources=bench.split(run.target).sources,
+    sources=bench.split(*run.task).sources,
     modalities=dataset.modalities,
     dataset=dataset.name,
     data_version=dataset.version,
@@ -84,6 +94,7 @@ def record_of(bench: Workbench, evaluation: Evaluation) -> Record:
     split_seed=config["split_seed"],
     hyper=_flat(bench, run),
     config_hash=protocol_hash(config),
+    protocol=config["protocol"],
     trials=run.trials,
     step=evaluation.step,
     metrics=evaluation.metrics,
@@ -107,6 +118,6 @@ def _flat(bench: Workbench, run: Run) -> dict[str, Any]:
   hyper = run_hyper(bench, run)
   groups = {"optimizer": hyper["optimizer"], **hyper["method"]}
   flat = {f"{g}.{k}": v for g, numbers in groups.items() for k, v in numbers.items()}
-  for term, words in bench.method(run.method, run.target).words.items():
+  for term, words in bench.method(run.method, *run.task).words.items():
     flat |= {f"{term}.{option}={word}": 1.0 for option, word in words.items()}
   return flat

@@ -7,9 +7,10 @@ import hashlib
 import math
 from typing import Any
 
+from mer_dg.evaluation import Assignment
 from mer_dg.experiments.runs import Evaluation, Run
 
-# What a search finds for a method and target: overrides, and how many it tried.
+# What a search finds for a method and task: overrides, and how many it tried.
 Choice = tuple[tuple[tuple[str, float], ...], int]
 
 
@@ -27,8 +28,8 @@ def draw(trial: int, name: str, low: float, high: float) -> float:
   return math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
 
 
-def search_runs(config: Mapping[str, Any], targets: Sequence[str]) -> list[Run]:
-  """Runs of the search: every method, target, trial and search seed.
+def search_runs(config: Mapping[str, Any], tasks: Sequence[Assignment]) -> list[Run]:
+  """Runs of the search: every method, task, trial and search seed.
 
   Trial 0 is the default; a method without a space has that trial alone.
   """
@@ -45,8 +46,8 @@ def search_runs(config: Mapping[str, Any], targets: Sequence[str]) -> list[Run]:
         (name, draw(trial, name, *bounds)) for name, bounds in space.items() if trial
       )
       runs += [
-        Run(method, target, seed, overrides)
-        for target in targets
+        Run(method, task.target, seed, overrides, sources=task.sources)
+        for task in tasks
         for seed in search["seeds"]
       ]
   return runs
@@ -54,29 +55,32 @@ def search_runs(config: Mapping[str, Any], targets: Sequence[str]) -> list[Run]:
 
 def final_runs(
   config: Mapping[str, Any],
-  targets: Sequence[str],
-  chosen: Mapping[tuple[str, str], Choice],
+  tasks: Sequence[Assignment],
+  chosen: Mapping[tuple[str, Assignment], Choice],
 ) -> list[Run]:
   """Runs of the table.
 
   Args:
     config: The config.
-    targets: Held-out domains.
-    chosen: ``{(method, target): (overrides, number of trials)}`` from a search;
+    tasks: Who trains and who tests.
+    chosen: ``{(method, task): (overrides, number of trials)}`` from a search;
       empty means the defaults.
   """
   runs = []
   for method in config["methods"]:
-    for target in targets:
-      overrides, trials = chosen.get((method, target), ((), 1))
-      runs += [Run(method, target, s, overrides, trials) for s in config["seeds"]]
+    for task in tasks:
+      overrides, trials = chosen.get((method, task), ((), 1))
+      runs += [
+        Run(method, task.target, seed, overrides, trials, task.sources)
+        for seed in config["seeds"]
+      ]
   return runs
 
 
 def choose(
   runs: Sequence[Run], evaluations: Sequence[Evaluation], metric: str
-) -> dict[tuple[str, str], Choice]:
-  """The trial with the best mean source validation per method and target.
+) -> dict[tuple[str, Assignment], Choice]:
+  """The trial with the best mean source validation per method and task.
 
   Each run counts with its best evaluation (that is how it is selected in the
   table), a run without any, because it diverged, as the worst there can be. Ties
@@ -88,15 +92,15 @@ def choose(
     metric: Headline metric.
 
   Returns:
-    ``{(method, target): (overrides, number of trials)}``.
+    ``{(method, task): (overrides, number of trials)}``.
   """
   best = dict.fromkeys(runs, (-math.inf, -math.inf))
   for e in evaluations:
     score = (e.metrics[f"val/{metric}"], -e.metrics["val/nll"])
     best[e.run] = max(best[e.run], score)
-  cells: dict[tuple[str, str], dict[tuple, list[tuple[float, float]]]] = {}
+  cells: dict[tuple[str, Assignment], dict[tuple, list[tuple[float, float]]]] = {}
   for run, score in best.items():
-    trials = cells.setdefault((run.method, run.target), {})
+    trials = cells.setdefault((run.method, run.task), {})
     trials.setdefault(run.overrides, []).append(score)
   mean = lambda scores: tuple(sum(s) / len(s) for s in zip(*scores, strict=True))
   return {

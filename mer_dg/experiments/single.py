@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import json
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 
 from mer_dg.data.sampling import Pool
 from mer_dg.data.stream import DevicePrefetch, stream_batches
+from mer_dg.data.video_dataset import VideoDataset
+from mer_dg.experiments import pretrained, video
 from mer_dg.experiments.build import (
   Setting,
   Workbench,
@@ -22,7 +25,7 @@ from mer_dg.experiments.build import (
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
 from mer_dg.networks import describe
-from mer_dg.reporting import append_records, write_atomic
+from mer_dg.reporting import Record, append_records, make_record, write_atomic
 from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
 from mer_dg.training.loop import fit
@@ -46,8 +49,8 @@ def the_run(bench: Workbench) -> Run:
 
 def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Step]:
   """Setting, state before the first step, and the training step of a run."""
-  config, setting = bench.config, bench.setting(run.target)
-  method = bench.method(run.method, run.target)
+  config, setting = bench.config, bench.setting(*run.task)
+  method = bench.method(run.method, *run.task)
   horizon = dict(
     schedule=config["optimizer"]["schedule"], total_steps=config["total_steps"]
   )
@@ -64,13 +67,23 @@ def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Step]:
       **horizon,
     )
 
-  return setting, init(np.uint32(run.seed)), step
+  state = init(np.uint32(run.seed))
+  if bench.backbones:
+    state = pretrained.fill(state, config, bench.backbones)
+  if isinstance(bench.dataset, VideoDataset):
+    step = video.with_inputs(step)
+  return setting, state, step
 
 
 def _evaluator(bench: Workbench, setting: Setting) -> Callable[[TrainState], dict]:
   sources = setting.split.sources
   measure = make_measure(bench.config["metric"], len(sources))
   summary = make_summary(measure, inspect_embeddings)
+  if isinstance(bench.dataset, VideoDataset):
+    of_clips = video.make_evaluate(
+      bench.network, summary, bench.dataset, setting, bench.config["reader"]
+    )
+    return lambda state: name_sources(of_clips(state.variables), sources)
   if bench.config["driver"] == "stream":
     arrays, evaluate = bench.host_arrays, make_streamed_evaluate(bench.network, summary)
   else:
@@ -87,13 +100,35 @@ def _driver(bench: Workbench, setting: Setting, state: TrainState, step):
   per_domain = bench.per_domain(setting.split)
   if bench.config["driver"] == "resident":
     return ResidentDriver(step, bench.arrays, _on_device(setting.pool), per_domain)
+  data, config = bench.dataset, bench.config
+  if isinstance(data, VideoDataset):
+    sync = config["data"]["sync_augment"]
+    data = data.reader(train=True, seed=config["seed"], sync_augment=sync)
   stream = stream_batches(
-    bench.dataset,
+    data,
     key=run_keys(state.key).order,
     pool=setting.pool,
     per_domain=per_domain,
+    **video.read_ahead(config["reader"]),
   )
   return StreamDriver(step, DevicePrefetch(stream))
+
+
+def _checkpoints(bench: Workbench, workdir: Workdir) -> Checkpoints:
+  if bench.backbones:
+    return video.TrunklessCheckpoints(workdir.checkpoints, bench.weight_hashes)
+  return Checkpoints(workdir.checkpoints)
+
+
+def _record(bench: Workbench, found: Evaluation) -> Record:
+  """The record, with what the workbench has to say beside the method."""
+  record = record_of(bench, found)
+  if not bench.words:
+    return record
+  fields: dict[str, Any] = {**record, "hyper": {**record["hyper"], **bench.words}}
+  for made_again in ("run_id", "time"):
+    del fields[made_again]
+  return make_record(**fields)
 
 
 def train(bench: Workbench, workdir: Workdir) -> TrainState:
@@ -110,6 +145,8 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
   run_id(bench, run)  # Git is asked for the revision before jax has work to do.
   setting, state, step = _prepare(bench, run)
   print(describe(state.variables))
+  if bench.backbones:
+    print(pretrained.notice(bench.weight_hashes), end="")
   evaluate, driver = _evaluator(bench, setting), _driver(bench, setting, state, step)
   began, logs = time.perf_counter(), []
 
@@ -121,11 +158,11 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
   def on_eval(at: int, metrics) -> None:
     found = Evaluation(run, at, metrics, time.perf_counter() - began)
     # Written before its checkpoint; a record that is there already stays.
-    append_records(workdir.results, [record_of(bench, found)])
+    append_records(workdir.results, [_record(bench, found)])
     logs[0].events(at, metrics)
 
   try:
-    with Checkpoints(workdir.checkpoints) as checkpoints:
+    with _checkpoints(bench, workdir) as checkpoints:
       state = fit(
         state,
         driver,
@@ -167,7 +204,7 @@ def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
   if not workdir.checkpoints.exists():  # Checkpoints would make the folder.
     raise WorkdirError(_NO_CHECKPOINT.format(workdir.checkpoints))
   setting, template, _ = _prepare(bench, run)
-  with Checkpoints(workdir.checkpoints) as checkpoints:
+  with _checkpoints(bench, workdir) as checkpoints:
     best = checkpoints.best_step()
     if best is None:
       raise WorkdirError(_NO_CHECKPOINT.format(workdir.checkpoints))

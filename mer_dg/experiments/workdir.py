@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import json
 import os
 from pathlib import Path
+import re
 import time
 from typing import Any
 
-from mer_dg.reporting import Record, read_records, write_atomic
+from mer_dg.experiments.hosts import this_host
+from mer_dg.reporting import Record, append_records, read_records, write_atomic
 
 
 class WorkdirError(ValueError):
@@ -63,10 +65,22 @@ class Workdir:
       lines = (*self.commands, command)
       write_atomic(self.path / "commands.txt", "\n".join(lines) + "\n")
 
+  def _own(self, stem: str) -> Path:
+    """The JSON-lines file of this host: ``<stem>-<index>``, but for the first one."""
+    index, _ = this_host()
+    return self.path / (f"{stem}-{index}.jsonl" if index else f"{stem}.jsonl")
+
+  def parts(self, path: Path) -> list[Path]:
+    """The files of all hosts that belong to ``path``, that of the first one first."""
+    stem = re.sub(r"-\d+$", "", path.stem)
+    others = self.path.glob(f"{stem}-*.jsonl")
+    numbered = sorted(p for p in others if re.fullmatch(rf"{stem}-\d+", p.stem))
+    return [p for p in (self.path / f"{stem}.jsonl", *numbered) if p.exists()]
+
   @property
   def results(self) -> Path:
-    """``results.jsonl``: one record per evaluation."""
-    return self.path / "results.jsonl"
+    """``results.jsonl``: one record per evaluation; a file per host until `finish`."""
+    return self._own("results")
 
   @property
   def metrics(self) -> Path:
@@ -86,27 +100,52 @@ class Workdir:
   @property
   def search(self) -> Path:
     """``search.jsonl``: records of a hyperparameter search."""
-    return self.path / "search.jsonl"
+    return self._own("search")
 
   @property
   def diverged(self) -> Path:
     """``diverged.jsonl``: runs of a table or search that were given up."""
-    return self.path / "diverged.jsonl"
+    return self._own("diverged")
 
   def records(self, path: Path | None = None) -> list[Record]:
-    """The records written so far, in `results` by default; none without a file.
+    """The records that all hosts have written so far; none without a file.
+
+    Args:
+      path: `results` (the default) or `search`.
 
     Raises:
       WorkdirError: If a line before the last one is broken; names it.
     """
-    path = path or self.results
+    found: dict[tuple[str, int], Record] = {}
     try:
-      return read_records(path) if path.exists() else []
+      for part in self.parts(path or self.results):
+        found |= {(r["run_id"], r["step"]): r for r in read_records(part)}
     except ValueError as error:
       raise WorkdirError(str(error)) from error
+    return list(found.values())
+
+  def gave_up(self) -> list[dict[str, Any]]:
+    """Rows ``{run_id, message}`` of the runs that diverged, on any host."""
+    rows = (row for part in self.parts(self.diverged) for row in read_lines(part))
+    return list({row["run_id"]: row for row in rows}.values())
+
+  @property
+  def finished(self) -> bool:
+    """Whether `finish` was called."""
+    return (self.path / "done").exists()
 
   def finish(self) -> None:
-    """Writes the marker ``done`` with the time."""
+    """Gathers what hosts wrote into one file each; writes ``done`` with the time."""
+    others = lambda path: [part for part in self.parts(path) if part != path]
+    for path in (self.results, self.search):
+      if others(path):
+        append_records(path, self.records(path))
+    if others(self.diverged):
+      rows = (json.dumps(row) + "\n" for row in self.gave_up())
+      write_atomic(self.diverged, "".join(rows))
+    for path in (self.results, self.search, self.diverged):
+      for part in others(path):
+        part.unlink()
     write_atomic(self.path / "done", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
 
 

@@ -2,9 +2,8 @@
 
 from mer_dg.networks.branches import place_weights
 from mer_dg.networks.convolution import convolve
-from mer_dg.networks.encoders import ENCODERS
 from mer_dg.networks.fusion import FUSIONS
-from mer_dg.networks.network import count_parameters, describe, make_network
+from mer_dg.networks.network import ENCODERS, count_parameters, describe, make_network
 from mer_dg.networks.preparation import keep_modalities
 from mer_dg.networks.pretrained import BACKBONES, Backbone, load_weights, make_backbone
 from mer_dg.networks.types import KINDS, InputSpec, Network, Outputs

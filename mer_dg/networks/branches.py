@@ -62,6 +62,7 @@ def encode_with_backbone(
   x: jax.Array,
   present: jax.Array,
   *,
+  masked: bool = False,
   train: bool,
   key: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, Any]]:
@@ -76,6 +77,8 @@ def encode_with_backbone(
     backbone: Its encoder.
     x: ``[B, *spatial, C]``, any real dtype; ``variables["scaling"]`` is applied.
     present: bool ``[B]``; other rows have no influence on batch statistics either.
+    masked: Whether the last channel of ``x`` is 1 on valid steps and 0 on padding. It
+      is taken off, and padding enters as zeros: such an encoder knows no mask.
     train: Whether batch norms and the dropout train.
     key: For the dropout; not needed in evaluation or at rate 0.
 
@@ -83,11 +86,13 @@ def encode_with_backbone(
     ``z [B, D]``, float32, and the running statistics ``{part: ...}``.
   """
   scaling = jax.lax.stop_gradient(variables["scaling"][m])
+  valid = x[..., -1:] > 0.5 if masked else True
+  x = x[..., :-1] if masked else x
   over = (1,) * (x.ndim - 1) + (-1,)
   x = (x.astype(jnp.float32) - scaling["center"].reshape(over)) * scaling[
     "inv_scale"
   ].reshape(over)
-  x = jnp.where(present.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0)
+  x = jnp.where(valid & present.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0)
   params = variables.get("frozen", {}).get(m, {}) | variables["params"][f"encoder_{m}"]
   stats = variables["batch_stats"][m]
   own = {part: {"params": params[part], "batch_stats": stats[part]} for part in stats}

@@ -12,9 +12,17 @@ from mer_dg.networks import encoders, heads, initialization, types
 from mer_dg.networks import fusion as fusion_lib
 from mer_dg.networks.branches import add_backbone, encode_with_backbone
 from mer_dg.networks.preparation import keep_modalities, named_key, prepare_input
-from mer_dg.networks.pretrained import BACKBONES, Backbone, make_backbone
+from mer_dg.networks.pretrained import (
+  BACKBONES,
+  FROM_SCRATCH,
+  Backbone,
+  make_backbone,
+  make_from_scratch,
+)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+# Names of encoders that need no weights.
+ENCODERS = (*encoders.ENCODERS, *FROM_SCRATCH)
 
 
 def make_network(
@@ -67,8 +75,8 @@ def make_network(
     num_classes: K >= 2.
     fusion: ``concat``, ``sum``, ``gated``, ``film``, ``lowrank``, ``attention``,
       ``bottleneck`` or ``late``.
-    encoder: ``auto``, ``mlp``, ``linear``, ``conv``, a ``Backbone``, or the name of
-      one for its defaults in ``compute_dtype``; for all or per modality.
+    encoder: One of `ENCODERS`, a ``Backbone``, or the name of one for its defaults in
+      ``compute_dtype``; for all or per modality.
     embedding_dim: Width D of the embeddings, for all or per modality; that of a
       backbone is its own.
     hidden_dim: Hidden width of the encoders.
@@ -231,7 +239,14 @@ def make_network(
     for m in modalities:
       if m in backbones:
         embeddings[m], batch_stats[m] = encode_with_backbone(
-          variables, m, backbones[m], inputs[m], present[m], train=train, key=key
+          variables,
+          m,
+          backbones[m],
+          inputs[m],
+          present[m],
+          masked=specs[m].masked,
+          train=train,
+          key=key,
         )
       else:
         embeddings[m] = encode(variables, m, inputs[m], present[m])
@@ -311,14 +326,18 @@ def _per_modality(argument, value, modalities):
 
 def _backbones(encoder, specs, compute_dtype) -> dict[str, Backbone]:
   """The published encoders among ``encoder``, by modality."""
-  backbones = {
-    m: make_backbone(e, compute_dtype=compute_dtype) if e in BACKBONES else e
-    for m, e in encoder.items()
-    if isinstance(e, Backbone) or e in BACKBONES
-  }
+  backbones = {}
+  for m, e in encoder.items():
+    if isinstance(e, Backbone):
+      backbones[m] = e
+    elif e in BACKBONES:
+      backbones[m] = make_backbone(e, compute_dtype=compute_dtype)
+    elif e in FROM_SCRATCH:
+      channels = specs[m].channels
+      backbones[m] = make_from_scratch(e, channels, compute_dtype=compute_dtype)
   for m, backbone in backbones.items():
     sample = backbone.sample
-    if len(specs[m].shape) != len(sample) or specs[m].shape[-1] != sample[-1]:
+    if len(specs[m].shape) != len(sample) or specs[m].channels != sample[-1]:
       raise ValueError(
         f"encoder[{m!r}]={backbone.kind!r} needs samples of shape {sample}, got "
         f"{specs[m].shape}."

@@ -24,6 +24,11 @@ RULE_LABELS = {
     "domain-generalisation result"
   ),
 }
+# What a table of another protocol than leaving one domain out has to say of itself.
+PROTOCOL_LABELS = {
+  "single_source": "trained on one source domain",
+  "in_domain": "trained on rows of the target itself (upper bound)",
+}
 # Shown in percent; every other metric is shown as it is, with three decimals.
 _PERCENT = ("accuracy", "balanced_accuracy", "ece", "auroc_misd", "fpr95_misd")
 _DASH = "–"
@@ -114,7 +119,7 @@ def _columns(table: tables.Table) -> list[tuple[str, list[Interval | None]]]:
   return out
 
 
-def _places(cells: Sequence[Interval | None], metric: str) -> list[int]:
+def places(cells: Sequence[Interval | None], metric: str) -> list[int]:
   """0 for the best shown number of a column, 1 for the second, 2 for the rest."""
   sign = 1 if metric in evaluation.LOWER_IS_BETTER else -1
   # Compared as printed (both formats show 3 digits of the raw value): two equal
@@ -149,14 +154,21 @@ def cell_texts(
       line.append(format_interval(row.source_val, table.metric))
   for name, cells in _columns(table):
     header.append(name)
-    places = _places(cells, table.metric)
-    for line, cell, place in zip(body, cells, places, strict=True):
+    found = places(cells, table.metric)
+    for line, cell, place in zip(body, cells, found, strict=True):
       line.append(styles[place].format(format_interval(cell, table.metric)))
   if table.reference is not None and len(table.rows) > 1:
     header.append(f"paired difference to {table.reference}")
     for line, row in zip(body, table.rows, strict=True):
       line.append(format_difference(row.difference, row.p_holm, table.metric))
   return header, body
+
+
+def table_name(table: tables.Table) -> str:
+  """``dataset (a + b)``, and the protocol if it is not the usual one."""
+  protocol = table.protocol.replace("_", " ")
+  shown = "" if table.protocol == evaluation.PROTOCOLS[0] else f", {protocol}"
+  return f"{table.dataset} ({' + '.join(table.modalities)}){shown}"
 
 
 def caption(table: tables.Table) -> str:
@@ -167,6 +179,7 @@ def caption(table: tables.Table) -> str:
   parts = [
     f"Target {table.metric.replace('_', ' ')} ({unit}) on {table.dataset} "
     f"({' + '.join(table.modalities)}), mean ± half the 95 % interval",
+    *([PROTOCOL_LABELS[table.protocol]] if table.protocol in PROTOCOL_LABELS else []),
     RULE_LABELS[table.rule],
     f"{_span(counts)} seed{'s' * (max(counts) > 1)} per target and method",
     f"{_span(trials)} hyperparameter setting{'s' * (trials != [1])} tried per method",
@@ -207,7 +220,13 @@ def short_revision(revision: str) -> str:
 
 def to_markdown(table: tables.Table) -> str:
   """A padded pipe table, **best** and *second* marked, and the caption below."""
-  header, body = cell_texts(table, ("**{}**", "*{}*", "{}"))
+  return (
+    f"{pipe_table(*cell_texts(table, ('**{}**', '*{}*', '{}')))}\n\n{caption(table)}\n"
+  )
+
+
+def pipe_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+  """A padded Markdown table: the first column left, the others right."""
   lines = [[c.replace("|", "\\|") for c in line] for line in (header, *body)]
   widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
   # Names left, numbers right; "---:" needs no less than four characters.
@@ -220,7 +239,7 @@ def to_markdown(table: tables.Table) -> str:
 
   rules = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
   rows = [join(line) for line in (lines[0], rules, *lines[1:])]
-  return "\n".join([*rows, "", caption(table)]) + "\n"
+  return "\n".join(rows)
 
 
 _LATEX = str.maketrans(
@@ -232,8 +251,15 @@ _LATEX = str.maketrans(
 
 def to_latex(table: tables.Table) -> str:
   r"""A booktabs table (``\usepackage{booktabs}``), best bold, second underlined."""
-  # Private marks survive the escaping of the cell texts.
-  header, body = cell_texts(table, ("\x01{}\x03", "\x02{}\x03", "{}"))
+  return booktabs(*cell_texts(table, LATEX_MARKS), caption(table))
+
+
+# Private marks of best and second survive the escaping of the cell texts.
+LATEX_MARKS = ("\x01{}\x03", "\x02{}\x03", "{}")
+
+
+def booktabs(header: Sequence[str], body: Sequence[Sequence[str]], said: str) -> str:
+  """A LaTeX table of texts marked by `LATEX_MARKS`, with a caption."""
 
   def cell(text: str) -> str:
     text = text.translate(_LATEX).replace("\x01", r"\textbf{")
@@ -246,7 +272,7 @@ def to_latex(table: tables.Table) -> str:
     [
       r"\begin{table}",
       r"  \centering",
-      r"  \caption{" + caption(table).translate(_LATEX) + "}",
+      r"  \caption{" + said.translate(_LATEX) + "}",
       r"  \begin{tabular}{l" + "r" * (len(header) - 1) + "}",
       r"  \toprule",
       join(header),
@@ -261,7 +287,8 @@ def to_latex(table: tables.Table) -> str:
 
 
 CSV_FIELDS = (
-  *("dataset", "data_version", "modalities", "metric", "selection", "method"),
+  *("dataset", "data_version", "modalities", "protocol", "metric", "selection"),
+  "method",
   *("target", "n", "mean", "low", "high", "reference", "difference"),
   *("difference_low", "difference_high", "p", "p_holm", "trials", "values"),
 )
@@ -271,7 +298,8 @@ def to_csv(tables: Iterable[tables.Table]) -> str:
   """One line per table, method and target, and one with target ``(mean)``.
 
   Numbers are raw (fractions, nats), at full precision, empty where undefined;
-  ``values`` are the single runs as ``seed/split_seed:value``, separated by blanks.
+  ``values`` are the single runs as ``seed/split_seed:value``, separated by blanks;
+  with many single sources as ``seed/split_seed/source:value``.
   """
   out = io.StringIO()
   writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n")
@@ -286,6 +314,7 @@ def to_csv(tables: Iterable[tables.Table]) -> str:
           "dataset": table.dataset,
           "data_version": table.data_version,
           "modalities": "+".join(table.modalities),
+          "protocol": table.protocol,
           "metric": table.metric,
           "selection": table.rule,
           "method": row.method,
@@ -296,8 +325,8 @@ def to_csv(tables: Iterable[tables.Table]) -> str:
           "high": interval.high,
           "trials": row.trials,
           "values": " ".join(
-            f"{seed}/{split}:{value!r}"
-            for (seed, split), value in row.values.get(target, {}).items()
+            f"{'/'.join(map(str, unit))}:{value!r}"
+            for unit, value in row.values.get(target, {}).items()
           ),
         }
         if difference is not None:

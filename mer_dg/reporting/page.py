@@ -8,16 +8,15 @@ import itertools
 
 from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord
-from mer_dg.reporting import formats, provenance, stress, tables, verdict
+from mer_dg.reporting import embeddings, formats, overview, provenance, stress, tables, verdict
 from mer_dg.reporting import page_blocks as blocks
+from mer_dg.reporting import page_stress
+from mer_dg.reporting.maps import EmbeddingMaps
 from mer_dg.reporting.markup import Markup, join, tag
 from mer_dg.reporting.page_style import CSS
 from mer_dg.reporting.plots import comparison, curves, style
-from mer_dg.reporting.plots.stress import (
-  missing_plot,
-  reliability_plot,
-  severity_figures,
-)
+from mer_dg.reporting.plots.overview import can_compare, overview_plot
+from mer_dg.reporting.plots.stress import reliability_plot
 
 _SIGNS = {"better": "▲", "worse": "▼", "unclear": "◆"}
 _HEADINGS = {
@@ -31,7 +30,7 @@ _QUALITY = ("accuracy", "balanced_accuracy", "nll", "brier", "ece")
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """All that is shown of one dataset and one set of modalities.
+  """All that is shown of one dataset, one set of modalities and one protocol.
 
   Attributes:
     records: Its evaluations.
@@ -40,6 +39,8 @@ class Section:
     corrupted: Scores against severity of corruptions, if recorded.
     reliability: Confidence against accuracy, if recorded.
     history: More rows for the curves, see `plots.learning_curves`.
+    inside: Numbers about the embeddings, if recorded.
+    maps: Maps of them, if there are any.
   """
 
   records: Sequence[AnyRecord]
@@ -48,6 +49,8 @@ class Section:
   corrupted: stress.Corrupted | None
   reliability: stress.Reliability | None
   history: Sequence[AnyRecord] = ()
+  inside: embeddings.Representation | None = None
+  maps: EmbeddingMaps | None = None
 
   @property
   def head(self) -> tables.Table:
@@ -56,8 +59,8 @@ class Section:
 
   @property
   def name(self) -> str:
-    """``dataset (a + b)``."""
-    return f"{self.head.dataset} ({' + '.join(self.head.modalities)})"
+    """``dataset (a + b)``, and the protocol if it is not the usual one."""
+    return formats.table_name(self.head)
 
 
 def render(
@@ -71,7 +74,7 @@ def render(
   """The whole page.
 
   Args:
-    sections: One per dataset and set of modalities.
+    sections: One per dataset, set of modalities and protocol.
     title: First heading.
     reference: Method of the paired differences.
     commands: Commands that made the records.
@@ -90,6 +93,7 @@ def render(
     tag("h1", title),
     tag("p", "; ".join(section.name for section in sections), class_="soft"),
     tag("h2", "Did it help?"),
+    _overview([section.head for section in sections], ids),
     answers,
     _left_out(left_out),
     details,
@@ -112,6 +116,30 @@ def render(
   )
   page = tag("html", tag("head", head), tag("body", tag("main", body)), lang="en")
   return f"<!DOCTYPE html>\n{page}\n"
+
+
+def _overview(found: Sequence[tables.Table], ids: Iterator[str]) -> Markup:
+  """All tables in one, where there are several; their ranks."""
+  if len(found) < 2:
+    return Markup()
+  parts = [
+    _marked_grid(*overview.cell_texts(found, _MARKS)),
+    tag("p", overview.caption(found), class_="note"),
+  ]
+  if can_compare(found):
+    said = "Paired difference to the reference over all targets of each table."
+    parts.append(blocks.figure(overview_plot(found), next(ids), said, wide=True))
+  pooled = overview.pooled(found)
+  if pooled is not None and comparison.can_rank(pooled):
+    parts.append(
+      blocks.figure(
+        comparison.rank_plot(pooled),
+        next(ids),
+        f"Mean rank over the held-out domains of {pooled.dataset}, each with all its "
+        "modalities.",
+      )
+    )
+  return join(parts)
 
 
 def _answer(section: Section, reference: str, anchor: str) -> Markup:
@@ -190,8 +218,10 @@ def _details(
   parts += [
     _ranks(table, ids),
     _curves(section, methods, ids),
-    _missing(section, ids),
-    _corrupted(section, methods, ids),
+    page_stress.missing(section.missing, ids),
+    page_stress.corrupted(section.corrupted, methods, ids),
+    page_stress.inside(section.inside),
+    page_stress.maps(section.maps, ids),
     _calibration(section, methods, ids),
   ]
   for rule, heading in _HEADINGS.items():
@@ -201,11 +231,20 @@ def _details(
 
 
 def _table(table: tables.Table) -> Markup:
-  # Private marks survive the escaping of the cell texts.
-  header, body = formats.cell_texts(table, ("\x01{}\x03", "\x02{}\x04", "{}"))
+  header, body = formats.cell_texts(table, _MARKS)
   # What is asked first comes first: on a phone the last columns are out of sight.
   last = (len(table.targets) > 1) + (table.reference is not None and len(body) > 1)
-  grid = blocks.grid(*(_moved(line, last) for line in (header, *body)))
+  header, *body = (_moved(line, last) for line in (header, *body))
+  grid = _marked_grid(header, body)
+  return join(grid, tag("p", formats.caption(table), class_="note"))
+
+
+# Private marks of best and second survive the escaping of the cell texts.
+_MARKS = ("\x01{}\x03", "\x02{}\x04", "{}")
+
+
+def _marked_grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> Markup:
+  grid = blocks.grid(header, *body)
   for mark, markup in (
     ("\x01", "<strong>"),
     ("\x03", "</strong>"),
@@ -213,7 +252,7 @@ def _table(table: tables.Table) -> Markup:
     ("\x04", "</em>"),
   ):
     grid = Markup(grid.replace(mark, markup))
-  return join(grid, tag("p", formats.caption(table), class_="note"))
+  return grid
 
 
 def _moved(line: Sequence[str], count: int) -> list[str]:
@@ -252,43 +291,6 @@ def _curves(section: Section, methods: Sequence[str], ids: Iterator[str]) -> Mar
   )
   shown = {f"{title} over training steps": fig for title, fig in figures.items()}
   return join(tag("h3", "Over training"), blocks.panels(shown, methods, ids, caption))
-
-
-def _missing(section: Section, ids: Iterator[str]) -> Markup:
-  missing = section.missing
-  if missing is None:
-    return Markup()
-  show = lambda cell: formats.format_interval(cell, missing.metric)
-  body = [
-    [method, *(show(cells.get(c)) for c in missing.conditions)]
-    for method, cells in missing.methods.items()
-  ]
-  return join(
-    tag("h3", "With a modality missing"),
-    blocks.figure(
-      missing_plot(missing),
-      next(ids),
-      "Target score when a modality is withheld at test time from a network trained "
-      "with all. A large fall means that the network leans on that modality.",
-      wide=True,
-    ),
-    blocks.grid(["method", *missing.conditions], *body),
-  )
-
-
-def _corrupted(section: Section, methods: Sequence[str], ids: Iterator[str]) -> Markup:
-  if section.corrupted is None:
-    return Markup()
-  figures = {
-    f"{title}, target score against severity": fig
-    for title, fig in severity_figures(section.corrupted, methods).items()
-  }
-  caption = (
-    "One modality corrupted at test time, from clean to severity 5; mean over targets, "
-    "bands are 95 % intervals. What counts is how fast a curve falls, and from where."
-  )
-  return join(tag("h3", "With a modality corrupted"),
-              blocks.panels(figures, methods, ids, caption))  # fmt: skip
 
 
 def _calibration(

@@ -67,6 +67,10 @@ def _numbers(values: Sequence[int]) -> str:
 
 def _tasks(records: Sequence[AnyRecord]) -> list[str]:
   """``a ← b, c`` for every target; one line where each target has all others."""
+  protocol = records[0].get("protocol")
+  if protocol in formats.PROTOCOL_LABELS:
+    names = ", ".join(dict.fromkeys(r["target"] for r in records))
+    return [f"{names}: {formats.PROTOCOL_LABELS[protocol]}"]
   sources = {r["target"]: list(r["sources"]) for r in records}
   domains = {frozenset([t, *names]) for t, names in sources.items()}
   if len(sources) > 1 and len(domains) == 1:

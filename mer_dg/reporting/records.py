@@ -15,6 +15,8 @@ import subprocess
 from typing import Any, TypedDict
 import warnings
 
+from mer_dg.reporting.files import write_atomic
+
 
 class Identity(TypedDict):
   """What identifies a run; `Record` explains."""
@@ -38,11 +40,13 @@ class Record(Identity):
   ``target/accuracy``, …, ``val/<domain>/accuracy``, ``entropy/<modality>`` (nats).
   A non-finite value is stored as null and read as NaN. ``config_hash`` stands for the
   protocol that the rows of one table share: `stable_hash` of the config without method,
-  target, seed and what ``hyper`` lists. ``trials`` is the number of hyperparameter
+  target, seed and what ``hyper`` lists; ``protocol`` is the name of how domains were
+  assigned, which it stands for, too. ``trials`` is the number of hyperparameter
   settings tried to arrive at this run. ``run_id`` is `stable_hash` of the `Identity`.
   """
 
   run_id: str
+  protocol: str
   trials: int
   step: int
   metrics: dict[str, float]
@@ -53,6 +57,7 @@ class Record(Identity):
 
 
 FIELDS = tuple(Record.__annotations__)
+_DEFAULT_PROTOCOL = "leave_one_domain_out"  # Of lines older than the field, too.
 
 
 def stable_hash(value: Any) -> str:
@@ -90,6 +95,7 @@ def make_record(
   git_revision: str,
   wall_time_s: float,
   device: str,
+  protocol: str = _DEFAULT_PROTOCOL,
 ) -> Record:
   """Builds a `Record`; adds ``run_id`` and ``time`` (UTC), turns arrays into numbers.
 
@@ -115,6 +121,7 @@ def make_record(
     wall_time_s: Seconds of the run up to this evaluation (of the whole program
       where runs are vmapped).
     device: `device_name()`.
+    protocol: One of `evaluation.PROTOCOLS`.
 
   Raises:
     TypeError: If a hyperparameter or metric is not a number.
@@ -158,6 +165,7 @@ def make_record(
   return Record(
     **identity,
     run_id=stable_hash(identity),
+    protocol=str(protocol),
     trials=int(trials),
     step=int(step),
     metrics=_numbers("metrics", metrics),
@@ -188,12 +196,16 @@ def append_records(path: str | os.PathLike, records: Iterable[Record]) -> int:
   killed process is cut off first. Doing it again changes nothing, so a resumed run may
   append what it already did. One writer at a time.
 
+  A record that the file has with fewer metrics (it was diagnosed since) gets the new
+  ones: the file is written anew under a temporary name. If the metrics of both do not
+  agree it was another network; the record stays as it is, with a warning.
+
   Args:
     path: The file; it and its folder are made if absent.
     records: Evaluations.
 
   Returns:
-    Number of records written.
+    Number of records written, or given more metrics.
 
   Raises:
     ValueError: If the file has a broken line before its end; names the line.
@@ -201,12 +213,19 @@ def append_records(path: str | os.PathLike, records: Iterable[Record]) -> int:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   existing, good_bytes = _parse(path) if path.exists() else ([], 0)
-  seen = {(r["run_id"], r["step"]) for r in existing}
-  lines = []
+  seen = {(r["run_id"], r["step"]): r for r in existing}
+  new, extended = [], 0
   for record in records:
-    if (record["run_id"], record["step"]) not in seen:
-      seen.add((record["run_id"], record["step"]))
-      lines.append(_to_line(record))
+    key = record["run_id"], record["step"]
+    if key in seen:
+      extended += _extend(seen[key], record)
+    else:
+      seen[key] = record
+      new.append(record)
+  lines = [_to_line(record) for record in new]
+  if extended:
+    write_atomic(path, b"".join([*map(_to_line, existing), *lines]))
+    return len(lines) + extended
   if not lines:
     return 0
   with open(path, "r+b" if path.exists() else "xb") as f:
@@ -219,6 +238,25 @@ def append_records(path: str | os.PathLike, records: Iterable[Record]) -> int:
     f.flush()
     os.fsync(f.fileno())
   return len(lines)
+
+
+def _extend(old: Record, new: Record) -> bool:
+  """Adds the metrics that ``old`` lacks; whether there were any to add."""
+  more = {k: v for k, v in new["metrics"].items() if k not in old["metrics"]}
+  if not more:
+    return False
+  a, b = old["metrics"], new["metrics"]
+  # What is not finite is read back as NaN.
+  finite = [k for k in a.keys() & b.keys() if math.isfinite(a[k]) or math.isfinite(b[k])]
+  if not all(math.isclose(a[k], b[k], rel_tol=1e-4, abs_tol=1e-6) for k in finite):
+    warnings.warn(
+      f"Run {old['run_id']} at step {old['step']} has other metrics than when it was "
+      f"recorded; {len(more)} new ones are not added. A fresh workdir takes them.",
+      stacklevel=3,
+    )
+    return False
+  old["metrics"].update(more)
+  return True
 
 
 def _to_line(record: Record) -> bytes:
@@ -264,6 +302,8 @@ def _parse(path: pathlib.Path) -> tuple[list[Record], int]:
 
 def _from_line(line: bytes) -> Record:
   value = json.loads(line.decode())  # Bytes would be probed for UTF-16.
+  if isinstance(value, dict):
+    value.setdefault("protocol", _DEFAULT_PROTOCOL)
   missing = [f for f in FIELDS if not isinstance(value, dict) or f not in value]
   if missing:
     raise ValueError(f"not a record: missing {missing}.")

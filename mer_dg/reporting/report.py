@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord
-from mer_dg.reporting import formats, page, plots, stress, tables, verdict
+from mer_dg.reporting import formats, overview, page, plots, stress, tables, verdict
 from mer_dg.reporting.files import write_atomic
 
 if TYPE_CHECKING:
@@ -37,12 +37,13 @@ def write_report(
 ) -> str:
   """Writes ``report/index.html``, ``report/table.{md,csv,tex}`` and the plots.
 
-  Each pair of dataset and modality set gets its own table, headed by source-validation
-  selection, with ``last`` and ``oracle`` labelled below, and the plots ``targets``,
-  ``differences`` (if methods are compared), ``ranks`` (at least 3 methods on 2
-  targets), ``curves`` (if several steps were evaluated), ``missing``, ``corrupted`` and
-  ``reliability`` (if recorded), as PNG and SVG, with the dataset in their names if
-  there are several. The page holds all of it and needs neither network nor script.
+  Each dataset, modality set and protocol gets its own table, headed by selection on
+  source validation, with ``last`` and ``oracle`` labelled below, and the plots
+  ``targets``, ``differences`` (if methods are compared), ``ranks`` (at least 3 methods
+  on 2 targets), ``curves`` (if several steps were evaluated), ``missing``,
+  ``corrupted`` and ``reliability`` (if recorded), as PNG and SVG, with what the table
+  is of in their names if there are several. The page holds all of it and needs neither
+  network nor script.
 
   Args:
     workdir: The report goes to its folder ``report``.
@@ -67,7 +68,10 @@ def write_report(
   if not records:
     raise ValueError("Nothing to report: no records.")
   history, inner = list(metrics_history or ()), list(inner)
-  groups = evaluation.group_by(records, _group)
+  groups = {
+    group: evaluation.name_pairs(rows)
+    for group, rows in evaluation.group_by(records, _group).items()
+  }
   for rows in groups.values():
     evaluation.check_comparable(rows)  # All of them, before anything is written.
   sections = [
@@ -86,36 +90,42 @@ def write_report(
   folder = pathlib.Path(workdir) / "report"
   folder.mkdir(parents=True, exist_ok=True)
   text = [f"# {title}\n"]
-  for (dataset, modalities), section in zip(groups, sections, strict=True):
+  built = [table for section in sections for table in section.tables.values()]
+  latex = [formats.to_latex(table) for table in built]
+  heads = [section.head for section in sections]
+  if len(heads) > 1:
+    text += _overview(heads, folder)
+    latex = [overview.to_latex(heads), *latex]
+  for section in sections:
     name = ""
     if len(groups) > 1:
-      text.append(f"## {dataset} ({' + '.join(modalities)})\n")
-      name = "-" + re.sub(r"[^A-Za-z0-9.]+", "-", "-".join((dataset, *modalities)))
+      text.append(f"## {section.name}\n")
+      name = "-" + re.sub(r"[^A-Za-z0-9.]+", "-", section.name).strip("-")
     text += _markdown(section, folder, name, reference)
   if left_out:
     lines = "\n".join(f"- {line}" for line in left_out)
     text.append(f"### Left out: runs that diverged\n\n{lines}\n")
   markdown = "\n".join(text)
-  built = [table for section in sections for table in section.tables.values()]
   write_atomic(folder / "table.md", markdown)
   write_atomic(folder / "table.csv", formats.to_csv(built))
-  latex = "\n".join(formats.to_latex(table) for table in built)
-  write_atomic(folder / "table.tex", latex)
+  write_atomic(folder / "table.tex", "\n".join(latex))
   write_atomic(folder / "index.html", html)
   return markdown
 
 
-def _group(record: AnyRecord) -> tuple[str, tuple[str, ...]]:
-  return record["dataset"], tuple(record["modalities"])
+def _group(record: AnyRecord) -> tuple[str, tuple[str, ...], str]:
+  protocol = record.get("protocol", evaluation.PROTOCOLS[0])
+  return record["dataset"], tuple(record["modalities"]), protocol
 
 
 def _section(
-  rows: list[AnyRecord],
+  rows: Sequence[AnyRecord],
   metric: str,
   reference: str,
   *,
   history: list[AnyRecord],
   inner: list[AnyRecord],
+  maps: EmbeddingMaps | None,
 ) -> page.Section:
   compared = any(r["method"] == reference for r in rows)
   of_rule = {
@@ -136,7 +146,24 @@ def _section(
     corrupted=stress.corrupted(rows, metric=metric, methods=methods),
     reliability=stress.reliability(rows, metric=metric, methods=methods),
     history=history,
+    inside=embeddings.representation(rows, metric=metric, methods=methods),
+    maps=maps,
   )
+
+
+def _overview(heads: list[tables.Table], folder: pathlib.Path) -> list[str]:
+  """Text of all tables in one; writes its plots."""
+  text = [f"## Overview\n\n{overview.to_markdown(heads)}"]
+  figures = {}
+  if plots.can_compare(heads):
+    figures["overview"] = plots.overview_plot(heads)
+  pooled = overview.pooled(heads)
+  if pooled is not None and plots.can_rank(pooled):
+    figures["overview_ranks"] = plots.rank_plot(pooled)
+  for stem, figure in figures.items():
+    plots.save_figure(figure, folder / stem)
+    text.append(f"![{stem}]({stem}.png)\n")
+  return text
 
 
 def _markdown(
@@ -174,6 +201,9 @@ def _figures(section: page.Section) -> dict[str, Figure]:
     figures["corrupted"] = plots.severity_plot(section.corrupted)
   if section.reliability is not None:
     figures["reliability"] = plots.reliability_plot(section.reliability)
+  for training in section.maps.trainings if section.maps else ():
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", f"embedding_map_{training}")
+    figures[stem] = plots.embedding_map(section.maps, training)
   return figures
 
 

@@ -1,7 +1,8 @@
 """Records to numbers under stress: modalities missing or corrupted, calibration.
 
 All read optional metrics of the selected records; a method whose records lack them
-is left out.
+is left out. What only the last evaluations have (those that ``--mode=diagnose``
+examines) is read there, and the result says so by its rule.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord, Interval
 
 ALL_PRESENT = "all present"
-_PREFIX = "target/without_"
+# A missing modality is declared missing, or gets the mean embedding in its place.
+_WITHHELD = {"target/without_": "without ", "target/mean_for_": "mean for "}
 _CORRUPTED = "target/corrupted/"
 
 
@@ -24,7 +26,8 @@ class MissingModality:
   Attributes:
     metric: Name without split.
     rule: Selection rule.
-    conditions: ``all present``, then ``without <modality>``.
+    conditions: ``all present``, then ``without <modality>``, then ``mean for
+      <modality>``, the mean embedding of source training rows in its place.
     methods: ``{method: {condition: interval}}``.
   """
 
@@ -41,12 +44,12 @@ def missing_modality(
   rule: str = "source_val",
   methods: Sequence[str] | None = None,
 ) -> MissingModality | None:
-  """Collects ``target/without_<modality>/<metric>`` of the selected evaluations.
+  """Collects ``target/{without_,mean_for_}<modality>[+<modality>]/<metric>``.
 
   Args:
     records: All evaluations of all runs of one dataset.
     metric: Name without split.
-    rule: Selection rule.
+    rule: Selection rule; ``last`` where only the last evaluations have all metrics.
     methods: Their order; by default that of appearance.
 
   Returns:
@@ -64,15 +67,15 @@ def missing_modality(
     >>> {k: v.mean for k, v in found.methods["erm"].items()}
     {'all present': 0.5, 'without b': 0.2}
   """
-  selected = _selected(records, metric, rule)
+  selected, rule = where_recorded(records, metric, rule, tuple(_WITHHELD))
   names = _conditions(selected, metric)
   if not names:
     return None
   found: dict[str, dict[str, Interval]] = {}
-  for method, rows in _by_method(selected, methods).items():
+  for method, rows in by_method(selected, methods).items():
     cells = {}
     for condition, name in {ALL_PRESENT: f"target/{metric}", **names}.items():
-      interval = _over_targets(rows, name)
+      interval = over_targets(rows, name)
       if interval is not None:
         cells[condition] = interval
     if len(cells) > 1:
@@ -82,13 +85,14 @@ def missing_modality(
 
 def _conditions(selected: Sequence[AnyRecord], metric: str) -> dict[str, str]:
   """``{condition: metric name}``, in the order of the config, then by name."""
-  suffix = f"/{metric}"
-  names = {k for r in selected for k in r["metrics"]
-           if k.startswith(_PREFIX) and k.endswith(suffix)}  # fmt: skip
-  order = [f"{_PREFIX}{m}{suffix}" for m in selected[0]["modalities"]]
-  ordered = [k for k in order if k in names] + sorted(names.difference(order))
-  shown = lambda k: "without " + k[len(_PREFIX) : -len(suffix)].replace("+", " + ")
-  return {shown(k): k for k in ordered}
+  suffix, found = f"/{metric}", {}
+  for prefix, shown in _WITHHELD.items():
+    names = {k for r in selected for k in r["metrics"]
+             if k.startswith(prefix) and k.endswith(suffix)}  # fmt: skip
+    order = [f"{prefix}{m}{suffix}" for m in selected[0]["modalities"]]
+    for k in [k for k in order if k in names] + sorted(names.difference(order)):
+      found[shown + k[len(prefix) : -len(suffix)].replace("+", " + ")] = k
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,15 +141,15 @@ def corrupted(
     >>> {severity: interval.mean for severity, interval in found.items()}
     {0: 0.5, 3: 0.2}
   """
-  selected = _selected(records, metric, rule)
+  selected, rule = where_recorded(records, metric, rule, (_CORRUPTED,))
   panels: dict[tuple[str, str], dict[str, dict[int, Interval]]] = {}
   for (modality, kind), names in _severities(selected, metric).items():
     panel = panels.setdefault((modality, kind), {})
-    for method, rows in _by_method(selected, methods).items():
-      curve = {s: _over_targets(rows, name) for s, name in names.items()}
+    for method, rows in by_method(selected, methods).items():
+      curve = {s: over_targets(rows, name) for s, name in names.items()}
       found = {s: interval for s, interval in curve.items() if interval is not None}
       if found:
-        clean = _over_targets(rows, f"target/{metric}")
+        clean = over_targets(rows, f"target/{metric}")
         panel[method] = found if clean is None else {0: clean, **found}
   return Corrupted(metric, rule, panels) if panels else None
 
@@ -166,7 +170,7 @@ def _severities(
   return dict(sorted(found.items(), key=lambda item: (place(item[0][0]), item[0])))
 
 
-def _over_targets(rows: Sequence[AnyRecord], name: str) -> Interval | None:
+def over_targets(rows: Sequence[AnyRecord], name: str) -> Interval | None:
   """Mean over targets of the runs of one method that have the metric."""
   own = [r for r in rows if name in r["metrics"]]
   if not own:
@@ -235,7 +239,7 @@ def reliability(
     Bin(share=1.0, confidence=0.5, accuracy=1.0)
   """
   found = {}
-  for method, rows in _by_method(_selected(records, metric, rule), methods).items():
+  for method, rows in by_method(_selected(records, metric, rule), methods).items():
     own = [r["metrics"] for r in rows if _field(0, "share") in r["metrics"]]
     if own:
       found[method] = tuple(_pooled(own, b) for b in range(evaluation.NUM_BINS))
@@ -267,7 +271,17 @@ def _selected(
   return evaluation.best_trial(chosen, rule, metric=metric)
 
 
-def _by_method(
+def where_recorded(
+  records: Iterable[AnyRecord], metric: str, rule: str, prefixes: tuple[str, ...]
+) -> tuple[list[dict[str, object]], str]:
+  """The selected evaluations, or the last ones if only they have all such metrics."""
+  records = list(records)
+  count = lambda rows: sum(k.startswith(prefixes) for r in rows for k in r["metrics"])
+  selected, last = (_selected(records, metric, name) for name in (rule, "last"))
+  return (last, "last") if count(last) > count(selected) else (selected, rule)
+
+
+def by_method(
   selected: Sequence[AnyRecord], methods: Sequence[str] | None
 ) -> dict[str, list[AnyRecord]]:
   groups = evaluation.group_by(selected, lambda r: r["method"])

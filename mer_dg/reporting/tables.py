@@ -25,7 +25,8 @@ class Row:
     difference: The same over all targets; ``None`` without shared pairs on every one.
     p_holm: Its p-value adjusted over the methods of the table; NaN if there is none.
     trials: Largest number of hyperparameter settings tried for a target.
-    values: ``{target: {(seed, split_seed): value}}``, what everything is made of.
+    values: ``{target: {(seed, split_seed): value}}``, what everything is made of; see
+      `evaluation.collect_scores`.
   """
 
   method: str
@@ -51,6 +52,7 @@ class Table:
     dataset: Name.
     data_version: Version.
     modalities: Names, in the order of the config.
+    protocol: How domains were assigned, one of `evaluation.PROTOCOLS`.
     targets: Held-out domains, the columns.
     rows: The methods, reference first.
     devices: What the runs ran on.
@@ -63,6 +65,7 @@ class Table:
   dataset: str
   data_version: str
   modalities: tuple[str, ...]
+  protocol: str
   targets: tuple[str, ...]
   rows: tuple[Row, ...]
   devices: tuple[str, ...]
@@ -159,6 +162,7 @@ def build_table(
     dataset=first["dataset"],
     data_version=first["data_version"],
     modalities=tuple(first["modalities"]),
+    protocol=first.get("protocol", evaluation.PROTOCOLS[0]),
     targets=targets,
     rows=tuple(rows),
     devices=tuple(dict.fromkeys(r["device"] for r in selected)),

@@ -90,7 +90,8 @@ def make_state(network, method, *, seed, scaling, hyper, schedule, total_steps):
     network: A `Network`.
     method: A `Method`.
     seed: int32 scalar; may be traced, so that it can be vmapped.
-    scaling: Input scaling fitted on the source training rows.
+    scaling: Input scaling fitted on the source training rows; a modality that it
+      leaves out keeps the network's own, the identity.
     hyper: As in `TrainState`.
     schedule: As in `make_optimizer`.
     total_steps: As in `make_optimizer`.
@@ -109,7 +110,7 @@ def make_state(network, method, *, seed, scaling, hyper, schedule, total_steps):
     step=jnp.int32(0),
     key=key,
     params=params,
-    constants={**variables, "scaling": scaling},
+    constants={**variables, "scaling": {**variables["scaling"], **scaling}},
     opt_state=optimizer.init(params),
     method_state=method.init_state(),
     hyper=hyper,

@@ -5,7 +5,7 @@ Both vmap over the state; neither branches on values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -228,22 +228,44 @@ def make_evaluate(network, summary):
   return evaluate
 
 
-def make_streamed_evaluate(network, summary):
+def _gathered(arrays: Arrays, rows, domain, mask):
+  return (gather_batch(arrays, *b) for b in zip(rows, domain, mask, strict=True))
+
+
+def make_streamed_evaluate(
+  network,
+  summary,
+  *,
+  batches: Callable[..., Iterable[Any]] = _gathered,
+  inputs: Callable[[Any], Any] = lambda batch: batch["inputs"],
+  inspected_blocks: int = 1,
+):
   """`make_evaluate` for data that stays on the host; same arguments and metrics.
 
   Not to be jitted: one block at a time goes to the device.
-  """
-  block, summarize = jax.jit(make_block(network)), jax.jit(summary)
 
-  def evaluate(arrays: Arrays, rows, mask, domain, variables) -> Metrics:
-    batches = (gather_batch(arrays, *b) for b in zip(rows, domain, mask, strict=True))
+  Args:
+    network: A `Network`.
+    summary: From `make_summary`.
+    batches: ``(data, rows, domain, mask) -> batches``, one per block; ``data`` is
+      the first argument of the evaluation.
+    inputs: ``batch -> inputs`` of the network, run on the device.
+    inspected_blocks: How many blocks at the beginning the summary is shown as the
+      first one.
+  """
+  plain, summarize = make_block(network), jax.jit(summary)
+  block = jax.jit(lambda v, batch: plain(v, {**batch, "inputs": inputs(batch)}))
+
+  def evaluate(data, rows, mask, domain, variables) -> Metrics:
     found, inspected = [], []
-    for batch in batches:
+    for batch in batches(data, rows, domain, mask):
       outputs, missing = block(variables, batch)
-      inspected = inspected or [outputs.embeddings, batch["present"]]
+      if len(inspected) < inspected_blocks:
+        inspected.append((outputs.embeddings, batch["present"]))
       found.append((outputs.logits, missing, batch["label"]))
     stacked = jax.tree.map(lambda *blocks: jnp.stack(blocks), *found)
-    return summarize(*stacked, domain, mask, *inspected)
+    joined = jax.tree.map(lambda *blocks: jnp.concatenate(blocks), *inspected)
+    return summarize(*stacked, domain, mask, *joined)
 
   return evaluate
 

@@ -133,6 +133,20 @@ def test_everything_optional_is_read(tmp_path):
   )
 
 
+def test_the_variant_is_part_of_the_version_and_survives(tmp_path):
+  plain = load_npz(write(tmp_path, small(), "plain.npz"))
+  arrays = small() | {"variant": np.array("split=time,dedup=on")}
+  path = write(tmp_path, arrays)
+  loaded = load_npz(path)
+  assert loaded.version == f"split=time,dedup=on/{plain.version}"
+  save_npz(loaded, tmp_path / "copy.npz")
+  assert load_npz(tmp_path / "copy.npz").version == loaded.version
+  assert load_npz(path, modalities=["a"]).version.startswith("split=time,dedup=on/")
+  for wrong in ("two words", "", "a/b", "x" * 101):
+    with pytest.raises(DataError, match="variant is .*must be one word"):
+      load_npz(write(tmp_path, small() | {"variant": np.array(wrong)}, "w.npz"))
+
+
 def test_labels_with_gaps_are_named_by_themselves(tmp_path):
   arrays = small() | {"label": np.array([-7, 40, 3, 3, 40, -7, 3, 3])}
   loaded = load_npz(write(tmp_path, arrays))

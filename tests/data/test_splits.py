@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mer_dg.data.dataset import DataError, make_dataset
-from mer_dg.data.splits import leave_one_domain_out
+from mer_dg.data.splits import in_domain, leave_one_domain_out
 
 _SEED = {"split_seed": 0, "val_fraction": 0.2}
 
@@ -177,3 +177,41 @@ def test_splitting_is_not_slow():
   start = time.perf_counter()
   leave_one_domain_out(dataset, "d0", **_SEED)
   assert time.perf_counter() - start < 5.0  # About 0.2 s; quadratic would be minutes.
+
+
+def test_in_domain_has_three_parts_of_one_domain():
+  group = np.arange(600) // 15
+  dataset = _dataset(group=group)
+  split = in_domain(dataset, "d1", **_SEED)
+  assert split.sources == ("d1",)
+  parts = [split.train["d1"], split.val["d1"], split.test]
+  domain = np.flatnonzero(dataset.domain == 1)
+  np.testing.assert_array_equal(np.sort(np.concatenate(parts)), domain)
+  groups = np.concatenate([np.unique(group[rows]) for rows in parts])
+  assert len(groups) == len(set(groups))  # No group in two parts.
+  # A fifth tests, a fifth of the rest validates; groups are 2.5 % of the domain.
+  assert abs(len(split.test) / 200 - 0.2) <= 0.05
+  assert abs(len(split.val["d1"]) / 200 - 0.16) <= 0.05
+  # The rows that validate d1 where it is a source are those that test it here.
+  outside = leave_one_domain_out(dataset, "d0", **_SEED)
+  np.testing.assert_array_equal(split.test, outside.val["d1"])
+
+
+def test_in_domain_takes_the_split_of_the_file():
+  part = np.tile([0, 0, 0, 1, 1, 1, 2, 2, 2], 67)[:600]
+  split = in_domain(_dataset(split=part), "d2", **_SEED)
+  assert (part[split.train["d2"]] == 0).all()
+  assert (part[split.val["d2"]] == 1).all()
+  assert (part[split.test] == 2).all()
+  # Without val rows a share of the training rows validates, never a test row.
+  part = np.where(part == 1, 0, part)
+  split = in_domain(_dataset(split=part), "d2", **_SEED)
+  assert split.val["d2"].size
+  assert (part[split.val["d2"]] == 0).all()
+  assert not set(split.val["d2"]) & set(split.train["d2"])
+
+
+def test_a_domain_too_small_for_three_parts_is_named():
+  one_group = _dataset(group=np.arange(600) % 3)
+  with pytest.raises(DataError, match="'d1'.*in_domain needs"):
+    in_domain(one_group, "d1", **_SEED)

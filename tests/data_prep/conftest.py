@@ -1,10 +1,10 @@
-"""Tiny EPIC-Kitchens and HAC in the published layouts."""
+"""Tiny sets in the published layouts."""
 
 import pathlib
 
 import pytest
 
-from tests.data_prep import _trees
+from tests.data_prep import _sensors, _trees
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +42,20 @@ def hac_root(tmp_path_factory) -> pathlib.Path:
           root / domain, name.removesuffix(".mp4"), count, seed=10 * d + i
         )
   return root
+
+
+@pytest.fixture(scope="session")
+def hust_root(tmp_path_factory) -> pathlib.Path:
+  """The 24 recordings of the HUST motor set, shorter than the published ones."""
+  root = tmp_path_factory.mktemp("hust")
+  _sensors.write_hust(root)
+  return root
+
+
+@pytest.fixture(scope="session")
+def hust_prepared(hust_root, tmp_path_factory) -> pathlib.Path:
+  """Folder with time.npz and overlap.npz."""
+  folder = tmp_path_factory.mktemp("prepared")
+  for split in ("time", "overlap"):
+    _sensors.hust_command(hust_root, f"--split={split}", f"--out={folder / split}.npz")
+  return folder

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from mer_dg import entropy
+from mer_dg.entropy import pairwise
+from mer_dg.entropy.kernels import get_kernel
 from tests.entropy import _helpers
 
 ALL = {
@@ -193,6 +195,31 @@ def test_weights_of_zero_equal_deleting_rows():
     want = jax.jit(f)(z[keep], w[keep])
     np.testing.assert_allclose(got, want, rtol=1e-12)
     assert jnp.isfinite(g).all()
+
+
+@pytest.mark.parametrize("bandwidth", ["scott", 1.0])
+def test_far_rows_without_weight_cost_no_digits(bandwidth):
+  # Most rows are far away but weigh nothing; a center among them would lose the others.
+  z = jnp.asarray(_helpers.normal(0, 20, 3, dtype=np.float32))
+  w = (jnp.arange(20) < 5).astype(jnp.float32)
+  got = entropy.kde_entropy(
+    jnp.where((w > 0)[:, None], z, 1e12), weights=w, bandwidth=bandwidth
+  )
+  want = entropy.kde_entropy(z[:5], bandwidth=bandwidth)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_a_row_without_any_kernel_passes_no_gradient_to_its_weight():
+  # One row counts and leaves itself out: its sum is empty, in one tile and in many.
+  z = jnp.asarray(_helpers.normal(0, 4, 2, dtype=np.float32))
+  log_v = jnp.array([0.0, -jnp.inf, -jnp.inf, -jnp.inf])
+  for block_size in (None, 2):
+    first = lambda log_v, b=block_size: pairwise.log_kernel_sums(
+      z, z, log_v, kernel=get_kernel("gaussian"), self_offset=0, block_size=b
+    )[0]
+    value, g = jax.value_and_grad(first)(log_v)
+    assert jnp.isneginf(value)
+    np.testing.assert_array_equal(g, 0)
 
 
 # --- laws -----------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_gradient_through_the_rule_is_a_choice(rule):
       lambda a: entropy.kde_entropy(a * z, bandwidth=rule, bandwidth_gradient=flow)
     )(1.0)
     np.testing.assert_allclose(slope(True), 3.0, rtol=1e-9)
-    h = mer_dg.entropy.bandwidth.bandwidth_rule(rule, z, jnp.ones(25))
+    h = mer_dg.entropy.bandwidth.bandwidth_rule(rule, z, jnp.ones(25), z[0])
     want = jax.grad(lambda a: entropy.kde_entropy(a * z, bandwidth=h))(1.0)
     np.testing.assert_allclose(slope(False), want, rtol=1e-9)
     assert abs(slope(False) - 3.0) > 1e-3

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from mer_dg.evaluation import Assignment
 from mer_dg.experiments import Workbench, grid, launch, run, validate
 from mer_dg.experiments.grid import WaveProgram, train_all
 from mer_dg.experiments.runs import Run
@@ -43,7 +44,7 @@ from mer_dg.experiments import Workbench
 from mer_dg.experiments.grid import WaveProgram
 from mer_dg.experiments.runs import Run
 program = WaveProgram(
-  Workbench(json.loads(sys.argv[2])), "mer_kde", ["d0"], 5, devices=jax.devices()
+  Workbench(json.loads(sys.argv[2])), "mer_kde", [("d0", ())], 5, devices=jax.devices()
 )
 state, pool, _ = program.begin([Run("mer_kde", "d0", seed) for seed in range(5)])
 state, metrics = program.advance(state, pool, 10)
@@ -62,7 +63,7 @@ def test_runs_of_a_wave_equal_single_runs(bench, finished, comparable):
   """Bits may differ: products of stacked matrices are summed in another order."""
   name = bench.config["method"]
   runs = [Run(name, t, s) for t, s in (("d1", 0), ("d0", 0), ("d1", 3))]
-  wave = WaveProgram(bench, name, ["d0", "d1"], 3).train(runs)
+  wave = WaveProgram(bench, name, [r.task for r in runs[:2]], 3).train(runs)
   assert not wave.diverged
   state, workdir = finished["resident"]
   jax.tree.map(
@@ -156,7 +157,7 @@ def test_a_run_that_diverges_late_leaves_no_evaluation(bench, monkeypatch):
 
   monkeypatch.setattr(grid, "first_nonfinite", second_run_at_step_12)
   runs = [Run("erm", "d0", seed) for seed in range(3)]
-  wave = WaveProgram(bench, "erm", ["d0"], 3).train(runs)
+  wave = WaveProgram(bench, "erm", [runs[0].task], 3).train(runs)
   assert wave.diverged == [grid.Divergence(runs[1], 12, "loss/fused")]
   assert [(e.run.seed, e.step) for e in wave.evaluations] == [
     (0, 10),
@@ -186,7 +187,7 @@ def test_devices_share_the_runs_and_change_no_number(
   with np.load(tmp_path / "found.npz") as arrays:
     found = dict(arrays)
   assert found.pop("used") == used
-  program = WaveProgram(Workbench(config), "mer_kde", ["d0"], 5)
+  program = WaveProgram(Workbench(config), "mer_kde", [Assignment("d0")], 5)
   state, pool, _ = program.begin([Run("mer_kde", "d0", seed) for seed in range(5)])
   state, metrics = program.advance(state, pool, 10)
   leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.params))}

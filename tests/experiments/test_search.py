@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from mer_dg.evaluation import Assignment
 from mer_dg.experiments import ConfigError, Workbench, validate
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.search import choose, draw, final_runs, search_runs
 
+TASKS = [Assignment("d0"), Assignment("d1")]
 SPACE = {"mer_kde": {"mer": {"weight": (0.01, 1.0)}, "optimizer": {"lr": (0.001, 0.1)}}}
 
 
@@ -31,7 +33,7 @@ def test_draws_are_log_uniform_and_independent_of_each_other():
 
 
 def test_trial_0_is_the_default_and_a_method_without_space_has_one(config):
-  runs = search_runs(config, ["d0", "d1"])
+  runs = search_runs(config, TASKS)
   of = lambda method: [r for r in runs if r.method == method]
   assert len(of("erm")) == 2 * 2  # Targets x search seeds.
   assert len(of("mer_kde")) == 4 * 2 * 2  # Default and three trials.
@@ -60,28 +62,28 @@ def test_the_best_mean_of_best_source_validations_wins():
     *evaluations(runs[2], 0.75),
     *evaluations(runs[3], 0.75),
   ]
-  assert choose(runs, found, "accuracy") == {("m", "t"): ((("w", 1.0),), 2)}
+  assert choose(runs, found, "accuracy") == {("m", ("t", ())): ((("w", 1.0),), 2)}
 
 
 def test_ties_go_to_lower_nll_then_to_the_default():
   runs = [Run("m", "t", 0, o) for o in ((), (("w", 1.0),), (("w", 2.0),))]
   equal = [e for r in runs for e in evaluations(r, 0.5)]
-  assert choose(runs, equal, "accuracy")[("m", "t")] == ((), 3)
+  assert choose(runs, equal, "accuracy")[("m", ("t", ()))] == ((), 3)
   better = [*equal[:2], *evaluations(runs[2], 0.5, nll=0.5)]
-  assert choose(runs, better, "accuracy")[("m", "t")] == ((("w", 2.0),), 3)
+  assert choose(runs, better, "accuracy")[("m", ("t", ()))] == ((("w", 2.0),), 3)
 
 
 def test_a_diverged_seed_is_no_better_mean():
   runs = [Run("m", "t", s, o) for o in ((), (("w", 1.0),)) for s in (0, 1)]
   found = [*evaluations(runs[0], 0.5), *evaluations(runs[1], 0.5)]
   found += evaluations(runs[2], 0.9)  # Seed 1 of this trial diverged.
-  assert choose(runs, found, "accuracy") == {("m", "t"): ((), 2)}
-  assert choose(runs, [], "accuracy") == {("m", "t"): ((), 2)}
+  assert choose(runs, found, "accuracy") == {("m", ("t", ())): ((), 2)}
+  assert choose(runs, [], "accuracy") == {("m", ("t", ())): ((), 2)}
 
 
 def test_final_runs_have_fresh_seeds_and_own_up_to_the_trials(config):
-  chosen = {("mer_kde", "d0"): ((("mer.weight", 0.5),), 4)}
-  runs = final_runs(config, ["d0", "d1"], chosen)
+  chosen = {("mer_kde", TASKS[0]): ((("mer.weight", 0.5),), 4)}
+  runs = final_runs(config, TASKS, chosen)
   assert len(runs) == 2 * 2 * 5
   tuned = [r for r in runs if r.overrides]
   assert {(r.method, r.target, r.trials) for r in tuned} == {("mer_kde", "d0", 4)}

@@ -9,6 +9,7 @@ from mer_dg.networks.pretrained.backbone import (
   make_backbone,
 )
 from mer_dg.networks.pretrained.hust import make_hust_cnn
+from mer_dg.networks.pretrained.named import FROM_SCRATCH, make_from_scratch
 from mer_dg.networks.pretrained.sentiment import make_sentiment_encoder
 from mer_dg.networks.pretrained.torch_names import Report, from_torch, torch_name
 from mer_dg.networks.pretrained.weights import load_weights, save_weights
@@ -16,6 +17,7 @@ from mer_dg.networks.pretrained.weights import load_weights, save_weights
 __all__ = (
   "BACKBONES",
   "BN_MODES",
+  "FROM_SCRATCH",
   "LAYER4_INITS",
   "Backbone",
   "Report",
@@ -23,6 +25,7 @@ __all__ = (
   "from_torch",
   "load_weights",
   "make_backbone",
+  "make_from_scratch",
   "make_hust_cnn",
   "make_sentiment_encoder",
   "save_weights",

@@ -273,5 +273,7 @@ def _initial_values(key, shapes, scale_deviation):
     elif path[-1] == "scale":
       values[path] = 1.0 + scale_deviation * parts[path]
     else:
-      values[path] = jnp.full(leaf.shape, 1.0 if path[-1] == "var" else 0.0)
+      # The dtype makes it no weak type, with which a step would compile twice.
+      value = 1.0 if path[-1] == "var" else 0.0
+      values[path] = jnp.full(leaf.shape, value, jnp.float32)
   return traverse_util.unflatten_dict(values)

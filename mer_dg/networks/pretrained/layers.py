@@ -41,7 +41,9 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Arr
   A ``(1, k, k)`` window is a 2-D convolution with time among the samples; a
   ``(k, 1, 1)`` window one with all pixels in one axis; a window of ones a matrix
   product. The reshapes move no data, and the 3-D form of the same layer is slower on a
-  CPU: five times for the stem, a hundred times with gradients (docs/encoders.md).
+  CPU: five times for the stem, a hundred times with gradients (docs/encoders.md). Any
+  other window without a temporal stride runs on a CPU as a 2-D convolution whose
+  channels are those of the frames under it, side by side.
 
   Args:
     x: ``[B, *spatial, I]``, two or three spatial axes.
@@ -82,7 +84,26 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Arr
     x = x.reshape(batch, time, height * width, channels)
     x = _convolve(x, kernel[:, 0], strides[:2])
     return x.reshape(batch, x.shape[1], height, width, -1)
-  return _convolve(x, kernel, strides)
+  if strides[0] != 1:
+    return _convolve(x, kernel, strides)
+  return lax.platform_dependent(
+    x,
+    kernel,
+    cpu=lambda x, kernel: _frames_as_channels(x, kernel, strides[1:]),
+    default=lambda x, kernel: _convolve(x, kernel, strides),
+  )
+
+
+def _frames_as_channels(x, kernel, strides):
+  """A 3-D convolution without a temporal stride as a 2-D one; copies the input."""
+  span, height, width, _, features = kernel.shape
+  batch, time = x.shape[:2]
+  padded = jnp.pad(x, ((0, 0), (span // 2, span // 2), (0, 0), (0, 0), (0, 0)))
+  frames = [padded[:, i : i + time] for i in range(span)]
+  x = jnp.concatenate(frames, axis=-1).reshape(batch * time, *x.shape[2:4], -1)
+  kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(height, width, -1, features)
+  out = _convolve(x, kernel, strides)
+  return out.reshape(batch, time, *out.shape[1:])
 
 
 def _convolve(x, kernel, strides):

@@ -7,6 +7,7 @@ from mer_dg.reporting.plots.comparison import (
   target_plot,
 )
 from mer_dg.reporting.plots.curves import curve_figures, curve_panels, learning_curves
+from mer_dg.reporting.plots.overview import can_compare, overview_plot
 from mer_dg.reporting.plots.stress import (
   missing_plot,
   reliability_plot,
@@ -15,12 +16,14 @@ from mer_dg.reporting.plots.stress import (
 from mer_dg.reporting.plots.style import save_figure
 
 __all__ = [
+  "can_compare",
   "can_rank",
   "curve_figures",
   "curve_panels",
   "difference_plot",
   "learning_curves",
   "missing_plot",
+  "overview_plot",
   "rank_plot",
   "reliability_plot",
   "save_figure",

@@ -1,0 +1,147 @@
+"""EPIC-Kitchens and HAC as a `Dataset` whose inputs stay on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from mer_dg.data.av_digits import ENVIRONMENT
+from mer_dg.data.dataset import SPLITS, DataError, Dataset
+from mer_dg.data.video_reader import ClipReader
+from mer_dg.data.video_sources import (
+  TABLE_FILE,
+  PreparedSource,
+  TreeSource,
+  VideoSource,
+  available,
+)
+from mer_dg.data.video_table import MODALITIES
+
+# Where a set lies in the data folder: prepared, or as it was published.
+FOLDERS = {"epic": ("epic_mmsada", "EPIC-KITCHENS"), "hac": ("hac_video", "HAC")}
+VIDEO_SETS = tuple(FOLDERS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoDataset(Dataset):
+  """Labels, domains and splits of clips; what they show is read when it is needed.
+
+  ``inputs``, ``kinds``, ``present`` and ``lengths`` are empty: no array of this set
+  fits in memory, and whatever wants one finds nothing. `reader` gives the rows.
+
+  Attributes:
+    source: Where the media are; row i is clip i of its table.
+    chosen: Modalities in use, in the order video, audio, flow.
+  """
+
+  source: VideoSource
+  chosen: tuple[str, ...]
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    return self.chosen
+
+  @property
+  def dedup(self) -> bool:
+    """Whether test clips that a train list has too are left out."""
+    return self.source.table.dedup
+
+  def take(self, rows: np.ndarray) -> Dataset:
+    """Not there: rows are those of the source's table."""
+    raise TypeError("the rows of a VideoDataset cannot be restricted.")
+
+  def select_modalities(self, modalities: Sequence[str]) -> VideoDataset:
+    """The set with some modalities; their order stays video, audio, flow."""
+    ClipReader(self.source, modalities=modalities, train=False)  # Checks the names.
+    chosen = tuple(m for m in MODALITIES if m in modalities)
+    return dataclasses.replace(self, chosen=chosen)
+
+  def reader(
+    self, *, train: bool, seed: int = 0, sync_augment: bool = False
+  ) -> ClipReader:
+    """Rows of the modalities in use; see `ClipReader`."""
+    return ClipReader(
+      self.source,
+      modalities=self.chosen,
+      train=train,
+      seed=seed,
+      sync_augment=sync_augment,
+    )
+
+
+def load_video(name: str, path: str | os.PathLike = "") -> VideoDataset:
+  """EPIC-Kitchens or HAC, as `data_prep.audit` or `data_prep.video` left it.
+
+  Args:
+    name: One of `VIDEO_SETS`.
+    path: A prepared set, or the published folder with its ``clips.json``. Without one
+      the folders of `FOLDERS` in ``MER_DG_DATA`` are looked for, the prepared one
+      first.
+
+  Returns:
+    The set with all modalities that its clips have.
+
+  Raises:
+    DataError: No such folder, no list of clips in it, or one of another set.
+  """
+  source = _source(name, _folder(name, path))
+  table = source.table
+  if table.name != name:
+    raise DataError(f"{path or name}: holds the set {table.name!r}, not {name!r}.")
+  if not table.clips:
+    raise DataError(f"{path or name}: the list of clips is empty.")
+  recordings = [f"{clip.domain}/{clip.source}" for clip in table.clips]
+  column = lambda field: np.array([getattr(c, field) for c in table.clips], np.int32)
+  return VideoDataset(
+    name=name,
+    inputs={},
+    kinds={},
+    present={},
+    lengths={},
+    label=column("label"),
+    domain=column("domain"),
+    index=column("index"),
+    split=np.array([SPLITS.index(c.split) for c in table.clips], np.int8),
+    group=np.unique(recordings, return_inverse=True)[1].astype(np.int64),
+    class_names=table.class_names,
+    domain_names=table.domain_names,
+    version=table.version,
+    source=source,
+    chosen=available(table),
+  )
+
+
+def _folder(name: str, path: str | os.PathLike) -> pathlib.Path:
+  if path:
+    folder = pathlib.Path(path).expanduser()
+    if not folder.is_dir():
+      raise DataError(f"config.data.path={str(path)!r} is not a folder.")
+    return folder
+  root = os.environ.get(ENVIRONMENT, "")
+  tried = [pathlib.Path(root).expanduser() / f for f in FOLDERS[name]] if root else []
+  for folder in tried:
+    if folder.is_dir():
+      return folder
+  looked = f"; {', '.join(map(str, tried))} are not there" if tried else ""
+  raise DataError(
+    f"{name}: no data folder. Give it (config.data.path), or set {ENVIRONMENT} to the "
+    f"folder that holds {' or '.join(FOLDERS[name])}{looked}."
+  )
+
+
+def _source(name: str, folder: pathlib.Path) -> VideoSource:
+  """The published folder if its list of clips is there alone, else a prepared set."""
+  table = folder / TABLE_FILE
+  if table.is_file() and not (folder / "features.json").is_file():
+    return TreeSource(table, folder)
+  try:
+    return PreparedSource(folder)
+  except DataError as error:
+    raise DataError(
+      f"{error} A published folder needs its list of clips first: `python -m "
+      f"data_prep.audit --set={name} --root={folder}` (docs/video_data.md)."
+    ) from error

@@ -1,0 +1,195 @@
+"""A whole benchmark: sets x protocols x subsets of modalities, a table each.
+
+Every table is an ordinary one, in a workdir of its own under ``tables/``: it resumes by
+itself, can be looked at by itself, and is trained in waves on the resident driver. The
+benchmark plans them, checks all of them before the first one trains, tells how far it
+is, and reports on all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mer_dg.experiments.board import Board
+from mer_dg.experiments.build import Workbench, load_dataset
+from mer_dg.experiments.config import SUBSETS, ConfigError, validate
+from mer_dg.experiments.grid import trainings
+from mer_dg.experiments.hosts import is_first_host
+from mer_dg.experiments.search import final_runs, search_runs
+from mer_dg.experiments.tables import report, train_table
+from mer_dg.experiments.workdir import Workdir, WorkdirError
+from mer_dg.reporting import write_atomic, write_report
+
+
+class Cell(NamedTuple):
+  """One table of a benchmark.
+
+  Attributes:
+    dataset: Name in ``config.benchmark.datasets``.
+    name: ``dataset/protocol/modalities``, its folder under ``tables/``.
+    bench: Its workbench.
+    workdir: Its folder.
+    trainings: Number of networks it trains, the search included.
+  """
+
+  dataset: str
+  name: str
+  bench: Workbench
+  workdir: Workdir
+  trainings: int
+
+
+def run_benchmark(
+  config: Mapping[str, Any], workdir: Workdir, name: str, command: str = ""
+) -> str:
+  """Trains what is missing of every table, then reports on all of them.
+
+  Args:
+    config: A dict from `validate`, with ``benchmark``.
+    workdir: Folder of the benchmark.
+    name: Heading of the report.
+    command: The command line, for the reports.
+
+  Returns:
+    The Markdown of the report.
+
+  Raises:
+    ConfigError: For a table that cannot be trained; before any is.
+  """
+  cells = list(plan(config, workdir.path))
+  workdir.create()
+  workdir.add_command(command)
+  names = [cell.name for cell in cells]
+  write_atomic(_listed(workdir), json.dumps(names, indent=2) + "\n")
+  board = Board({c.name: (c.dataset, c.trainings) for c in cells}, config["metric"],
+                workdir.path / "progress.md")  # fmt: skip
+  for cell in cells:
+    board.begin(cell.name)
+    if not cell.workdir.finished:
+      cell.workdir.create()
+      cell.workdir.add_command(command)
+      train_table(cell.bench, cell.workdir, board.add)
+      cell.bench.release()
+    if is_first_host() and not (cell.workdir.path / "report" / "index.html").exists():
+      report(cell.workdir, cell.bench.config, cell.name)
+    board.end(cell.workdir.records())
+  if not is_first_host():
+    return ""
+  workdir.finish()
+  return report_all(workdir, config, name)
+
+
+def _listed(workdir: Workdir) -> Path:
+  return workdir.path / "tables.json"
+
+
+def is_benchmark(workdir: Workdir) -> bool:
+  """Whether a benchmark was begun in a folder."""
+  return _listed(workdir).exists()
+
+
+def report_all(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
+  """Writes the report on all tables that have records; returns its Markdown.
+
+  Raises:
+    WorkdirError: If there are no records.
+  """
+  tables = []
+  for table in json.loads(_listed(workdir).read_text()):
+    folder = workdir.path / "tables" / table
+    if (folder / "config.json").exists():
+      stored = json.loads((folder / "config.json").read_text())
+      tables.append(Workdir(folder, stored))
+  records = [record for table in tables for record in table.records()]
+  if not records:
+    raise WorkdirError(f"{workdir.path} holds no records; train first.")
+  return write_report(
+    workdir.path,
+    records,
+    metric=config["metric"],
+    reference=config["methods"][0],
+    title=name,
+    commands=workdir.commands,
+    left_out=[row["message"] for table in tables for row in table.gave_up()],
+  )
+
+
+def plan(config: Mapping[str, Any], folder: Path) -> Iterator[Cell]:
+  """The tables of a benchmark, each checked; datasets are loaded once each.
+
+  Raises:
+    ConfigError: If a table cannot be trained; the message names it.
+  """
+  benchmark = config["benchmark"]
+  sets = benchmark["datasets"] or {config["data"]["name"]: {}}
+  for dataset, changes in sets.items():
+    own = _merged(config, changes) | {"benchmark": _NONE}
+    try:
+      whole = load_dataset(validate(own)["data"])
+    except ValueError as error:
+      raise ConfigError(f"config.benchmark.datasets.{dataset}: {error}") from error
+    # Tables are told apart by it: two settings of one generator, say.
+    whole = dataclasses.replace(whole, name=dataset)
+    chosen = subsets(benchmark["subsets"], whole.modalities)
+    for protocol, modalities in itertools.product(benchmark["protocols"], chosen):
+      name = f"{dataset}/{protocol}/{'+'.join(modalities)}"
+      data = own["data"] | {"modalities": list(modalities)}
+      try:
+        made = validate(own | {"protocol": protocol, "data": data})
+        bench = Workbench(made, whole.select_modalities(modalities))
+        bench.check()
+      except ValueError as error:  # ConfigError, DataError, MethodError.
+        raise ConfigError(f"table {name}: {error}") from error
+      yield Cell(
+        dataset,
+        name,
+        bench,
+        Workdir(folder / "tables" / name, made),
+        _trainings(bench),
+      )
+
+
+# A table inside a benchmark is none itself.
+_NONE = {"datasets": {}, "protocols": ["leave_one_domain_out"], "subsets": "all"}
+
+
+def subsets(word: str, modalities: tuple[str, ...]) -> list[tuple[str, ...]]:
+  """Sets of modalities to train on, largest first.
+
+  Args:
+    word: ``all``: all of them at once; ``fused``: every set of two or more; ``every``:
+      single modalities, too.
+    modalities: Those of the dataset.
+
+  Example:
+    >>> subsets("fused", ("v", "a", "f"))
+    [('v', 'a', 'f'), ('v', 'a'), ('v', 'f'), ('a', 'f')]
+  """
+  if word not in SUBSETS:
+    raise ConfigError(f"config.benchmark.subsets={word!r} must be one of {SUBSETS}.")
+  most = len(modalities)
+  least = {"all": most, "fused": min(2, most), "every": 1}[word]
+  sizes = range(most, least - 1, -1)
+  return [s for size in sizes for s in itertools.combinations(modalities, size)]
+
+
+def _merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with groups of fields changed, the rest as it is."""
+  out = dict(config)
+  for field, value in changes.items():
+    old = out.get(field)
+    both = isinstance(old, Mapping) and isinstance(value, Mapping)
+    # What a search may draw, and what a recipe has, is replaced as a whole.
+    out[field] = _merged(old, value) if both and field != "space" else value
+  return out
+
+
+def _trainings(bench: Workbench) -> int:
+  config, tasks = bench.config, bench.tasks()
+  runs = search_runs(config, tasks) if config["search"]["trials"] else []
+  return len(trainings([*runs, *final_runs(config, tasks, {})]))

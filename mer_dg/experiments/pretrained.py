@@ -1,0 +1,148 @@
+"""Published encoders of a config: their inputs, their weights, what records say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import hashlib
+import pathlib
+from typing import Any
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from mer_dg.data.clips import RECIPES
+from mer_dg.data.spectrogram import BINS, FRAMES
+from mer_dg.data.video_dataset import VideoDataset
+from mer_dg.experiments.config import ConfigError
+from mer_dg.networks import (
+  Backbone,
+  InputSpec,
+  load_weights,
+  make_backbone,
+  place_weights,
+)
+from mer_dg.training.state import TrainState, run_keys
+
+
+def input_specs(modalities: tuple[str, ...]) -> dict[str, InputSpec]:
+  """What `device_inputs` makes of each modality, in training."""
+  specs = {}
+  for m in modalities:
+    if m == "audio":
+      specs[m] = InputSpec("image", (BINS, FRAMES, 1))
+    else:
+      recipe, size = RECIPES[m], RECIPES[m].train_size
+      specs[m] = InputSpec("clip", (recipe.length, size, size, len(recipe.mean)))
+  return specs
+
+
+def weight_hashes(
+  config: Mapping[str, Any], backbones: Mapping[str, Backbone]
+) -> dict[str, str]:
+  """First digits of the SHA-256 of each weights file; "random" without one.
+
+  Raises:
+    ConfigError: If a file is not there.
+  """
+  hashes = {}
+  for m in backbones:
+    path = _weights_file(config, m)
+    if path is None:
+      hashes[m] = "random"
+      continue
+    with path.open("rb") as file:
+      hashes[m] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+  return hashes
+
+
+def _weights_file(config: Mapping[str, Any], m: str) -> pathlib.Path | None:
+  name = config["backbones"][m]["weights"]
+  path = pathlib.Path(name).expanduser() if name else None
+  if path is not None and not path.is_file():
+    raise ConfigError(
+      f"config.backbones.{m}.weights={name!r}: no such file. `python -m "
+      "data_prep.convert_checkpoint` makes it (docs/encoders.md); '' trains from "
+      "random weights."
+    )
+  return path
+
+
+def load(
+  config: Mapping[str, Any], backbones: Mapping[str, Backbone], key: jax.Array
+) -> dict[str, Any]:
+  """``{modality: variables}`` of the encoders that have a weights file.
+
+  Args:
+    config: The config.
+    backbones: Its encoders.
+    key: For a layer4 that is drawn at random.
+
+  Raises:
+    ConfigError: If a file is not there, or is not of that encoder.
+  """
+  loaded = {}
+  for m, backbone in backbones.items():
+    path = _weights_file(config, m)
+    if path is None:
+      continue
+    own = jax.random.fold_in(key, zlib.crc32(f"layer4_{m}".encode()))
+    try:
+      loaded[m] = load_weights(path, backbone, own)
+    except (ValueError, ImportError) as error:
+      raise ConfigError(f"config.backbones.{m}.weights: {error}") from error
+  return loaded
+
+
+def fill(
+  state: TrainState, config: Mapping[str, Any], backbones: Mapping[str, Backbone]
+) -> TrainState:
+  """The state before the first step, with the published weights in it."""
+  weights = load(config, backbones, run_keys(state.key).init)
+  placed = place_weights(state.variables, backbones, weights)
+  placed = jax.tree.map(jnp.asarray, placed)
+  return state.replace(params=placed.pop("params"), constants=placed)
+
+
+def words(
+  backbones: Mapping[str, Backbone], hashes: Mapping[str, str], dataset: VideoDataset
+) -> dict[str, float]:
+  """What a record has to own up to beside the config, as ``{"name=word": 1.0}``.
+
+  Example:
+    >>> audio = make_backbone("vggsound_resnet18")
+    >>> set_ = type("Set", (), {"dedup": True})
+    >>> for word in words({"audio": audio}, {"audio": "random"}, set_): print(word)
+    data.dedup=True
+    audio.weights=random
+    audio.bn_mode=frozen
+    audio.layer4_init=pretrained
+    audio.trainable=layer4
+    audio.compute_dtype=float32
+    audio.size=published
+  """
+  said = {"data.dedup": str(dataset.dedup)}
+  for m, backbone in backbones.items():
+    options = backbone.options
+    said[f"{m}.weights"] = hashes[m]
+    for name in ("bn_mode", "layer4_init", "trainable", "compute_dtype"):
+      said[f"{m}.{name}"] = options[name]
+    depths, width = options["depths"], options["width"]
+    whole = make_backbone(backbone.kind).options
+    published = (depths, width) == (whole["depths"], whole["width"])
+    sizes = f"{'-'.join(map(str, depths))}x{width}"
+    said[f"{m}.size"] = "published" if published else sizes
+  return {f"{name}={word}": 1.0 for name, word in said.items()}
+
+
+def notice(hashes: Mapping[str, str]) -> str:
+  """A loud line where encoders start from random weights; "" where none does."""
+  random = [m for m, found in hashes.items() if found == "random"]
+  if not random:
+    return ""
+  fields = ", ".join(f"config.backbones.{m}.weights" for m in random)
+  return (
+    f"WARNING: the encoders of {', '.join(random)} start from RANDOM weights, trunk "
+    f"included ({fields} is empty). Records say so (weights=random); published numbers "
+    "start from pretrained ones, see docs/encoders.md.\n"
+  )

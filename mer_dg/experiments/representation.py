@@ -1,0 +1,189 @@
+"""What embeddings of source validation and target rows have in common, by modality.
+
+Both sides have as many rows of each class: neither the label nor the number of rows,
+on which every estimate of entropy depends, tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mer_dg import entropy
+from mer_dg.data.dataset import Dataset
+from mer_dg.data.splits import Split
+from mer_dg.entropy.regularizer import ESTIMATORS
+from mer_dg.evaluation import domain_probe, domain_similarity
+from mer_dg.experiments.build import Workbench
+from mer_dg.reporting.maps import EmbeddingMaps, make_map
+
+# {(training, target, seed): {m: [N, D]}}, all rows of the dataset.
+Embedded = dict[tuple[str, str, int], dict[str, np.ndarray]]
+
+# Rows per side: kernel and neighbour estimates cost their square.
+_MOST = 512
+_MAP_ROWS = 160  # Of each side of a map: more points hide each other.
+
+
+class Sides(NamedTuple):
+  """Rows of a dataset: a half of source validation, then a half of the target.
+
+  Attributes:
+    rows: int ``[2 n]``.
+    fit: bool ``[2 n]``, rows on which a probe for the domain is fitted.
+    test: bool ``[2 n]``, rows on which it is judged; where both are False is padding.
+  """
+
+  rows: np.ndarray
+  fit: np.ndarray
+  test: np.ndarray
+
+
+def draw_sides(dataset: Dataset, split: Split, modality: str) -> Sides:
+  """Source validation and target rows that have a modality, balanced by class.
+
+  Rows of one group are all fitted on or all judged on, unless a class would be lost by
+  that: neighbouring windows of one recording would give the domain away.
+  """
+  val = np.concatenate(list(split.val.values()))
+  sides = [r[dataset.present[modality][r]] for r in (val, split.test)]
+  rng = np.random.default_rng(0)
+  everywhere = np.zeros(len(dataset), int)
+  shared = len(_balanced(dataset, sides, everywhere, 0, rng)[1])
+  half = _halves(dataset.group, sides, rng)
+  parts = [_balanced(dataset, sides, half, h, rng) for h in (0, 1)]
+  if any(len(classes) < shared for _, classes in parts):
+    half = _halves(np.arange(len(dataset)), sides, rng)
+    parts = [_balanced(dataset, sides, half, h, rng) for h in (0, 1)]
+  (fit, _), (test, _) = parts
+  rows = [np.concatenate(pair) for pair in zip(fit, test, strict=True)]
+  is_fit = np.arange(len(rows[0])) < len(fit[0])
+  return Sides(np.concatenate(rows), np.tile(is_fit, 2), np.tile(~is_fit, 2))
+
+
+def _halves(group: np.ndarray, sides, rng: np.random.Generator) -> np.ndarray:
+  """0 or 1 for every row; one number per group, alternating on each side."""
+  half = np.zeros(len(group), int)
+  for rows in sides:
+    names, place = np.unique(group[rows], return_inverse=True)
+    half[rows] = (rng.permutation(len(names)) % 2)[place]
+  return half
+
+
+def _balanced(dataset: Dataset, sides, half: np.ndarray, which: int, rng):
+  """``((source rows, target rows), classes)`` of one half, classes in equal numbers."""
+  pools = [r[half[r] == which] for r in sides]
+  counts = [np.bincount(dataset.label[r], minlength=dataset.num_classes) for r in pools]
+  count = np.minimum(*counts)
+  most = _MOST // 2
+  if count.sum() > most:
+    count = np.floor(count * (most / count.sum())).astype(int)
+  classes = np.flatnonzero(count)
+  pick = lambda rows, c: rng.permutation(rows[dataset.label[rows] == c])[: count[c]]
+  chosen = [np.concatenate([r[:0], *(pick(r, c) for c in classes)]) for r in pools]
+  return chosen, classes
+
+
+def representations(
+  dataset: Dataset,
+  splits: Mapping[str, Split],
+  embedded: Embedded,
+) -> dict[tuple[str, str, int], dict[str, dict[str, float]]]:
+  """Numbers about the embeddings of every modality of every run.
+
+  * ``domain_accuracy``: balanced accuracy of a linear probe that tells source from
+    target rows; 0.5 is chance;
+  * ``cka``, ``cka_debiased`` and ``procrustes`` of the class means of both;
+  * ``effective_rank/<side>`` and ``entropy_<estimator>/<side>`` (nats, rows scaled to
+    unit length) with side ``val``, source validation, or ``target``.
+
+  Args:
+    dataset: The dataset.
+    splits: ``{target: split}``.
+    embedded: ``{(training, target, seed): {m: [N, D]}}``, all rows of the dataset.
+
+  Returns:
+    ``{(training, target, seed): {m: {name: value}}}``; what is not finite is left out.
+  """
+  drawn = {(t, m): draw_sides(dataset, splits[t], m)
+           for t in splits for m in dataset.modalities}  # fmt: skip
+  size = max(len(sides.rows) for sides in drawn.values()) // 2
+  found: dict[tuple[str, str, int], dict[str, dict[str, float]]] = {}
+  for run, z in embedded.items():
+    own = found.setdefault(run, {})
+    for m in z:
+      sides = _padded(drawn[run[1], m], size)
+      values = _measure(
+        z[m][sides.rows], dataset.label[sides.rows], sides.fit, sides.test,
+        num_classes=dataset.num_classes,
+      )  # fmt: skip
+      own[m] = {k: float(v) for k, v in values.items() if np.isfinite(v)}
+  return found
+
+
+def _padded(sides: Sides, size: int) -> Sides:
+  """Both sides behind each other in ``size`` rows each: one shape for all tasks."""
+
+  def pad(a: np.ndarray) -> np.ndarray:
+    both = a.reshape(2, -1)
+    return np.pad(both, ((0, 0), (0, size - both.shape[1]))).reshape(-1)
+
+  return Sides(*map(pad, sides))
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def _measure(z, label, fit, test, *, num_classes: int) -> dict[str, jax.Array]:
+  """The numbers of one modality of one run; rows as `_padded` orders them."""
+  half = len(label) // 2
+  domain, where = jnp.arange(2 * half) // half, fit | test
+  similar = domain_similarity(
+    z, label, domain, where, num_classes=num_classes, num_domains=2
+  )
+  probed = domain_probe(z, domain, fit, test, num_domains=2)
+  found = {"domain_accuracy": probed["balanced_accuracy"]}
+  found |= {k: similar[k][0, 1] for k in ("cka", "cka_debiased", "procrustes")}
+  unit = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-6)
+  for side, part in (("val", slice(0, half)), ("target", slice(half, None))):
+    rank = entropy.effective_rank(z[part], where=where[part])
+    found[f"effective_rank/{side}"] = rank
+    for name in ESTIMATORS:
+      # The bandwidth of the entropy that every evaluation records.
+      options: dict[str, Any] = {"bandwidth": 0.5} if name == "kde" else {}
+      nats = entropy.entropy_regularizer(
+        {"z": unit[part]}, estimator=name, where=where[part], **options
+      )[1]
+      found[f"entropy_{name}/{side}"] = nats["z"]
+  return found
+
+
+def embedding_maps(bench: Workbench, embedded: Embedded) -> EmbeddingMaps:
+  """Maps of every training for the first target and seed of a config."""
+  dataset, target, seed = bench.dataset, bench.targets()[0], bench.config["seeds"][0]
+  maps = []
+  for m in dataset.modalities:
+    rows = draw_sides(dataset, bench.split(target), m).rows
+    # Every k-th row of either side: classes keep their shares.
+    rows = rows[:: max(1, -(-len(rows) // (2 * _MAP_ROWS)))]
+    for training in dict.fromkeys(key[0] for key in embedded):
+      z = embedded.get((training, target, seed))
+      if z is not None and m in z and len(rows):
+        maps.append(
+          make_map(
+            *(z[m][rows], dataset.label[rows], dataset.domain[rows]),
+            training=training,
+            modality=m,
+          )
+        )
+  return EmbeddingMaps(
+    dataset=dataset.name,
+    target=target,
+    seed=seed,
+    class_names=dataset.class_names,
+    domain_names=dataset.domain_names,
+    maps=tuple(maps),
+  )

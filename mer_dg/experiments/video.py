@@ -1,0 +1,123 @@
+"""A run on clips: rows read from disk, inputs made on the device, small checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+import pathlib
+from typing import Any
+import zlib
+
+import jax
+import numpy as np
+
+from mer_dg.data.arrays import Batch, eval_blocks
+from mer_dg.data.stream import stream_blocks
+from mer_dg.data.video_dataset import VideoDataset
+from mer_dg.data.video_reader import device_inputs
+from mer_dg.experiments.workdir import WorkdirError
+from mer_dg.networks import Network
+from mer_dg.training.checkpoints import Checkpoints
+from mer_dg.training.state import TrainState
+from mer_dg.training.step import Step, make_streamed_evaluate
+
+# Evaluation rows on which embeddings are inspected.
+INSPECTED = 256
+
+
+class TrunklessCheckpoints(Checkpoints):
+  """Checkpoints without the frozen trunks, which come from the weights files.
+
+  Args:
+    folder: As for `Checkpoints`.
+    hashes: From `weight_hashes`; a checkpoint of other weights is refused.
+  """
+
+  def __init__(self, folder: str | pathlib.Path, hashes: Mapping[str, str]):
+    super().__init__(folder)
+    self._hashes = dict(hashes)
+
+  def save(self, step, state, meta, rank) -> None:
+    """As `Checkpoints.save`; the hashes go into the meta data."""
+    super().save(step, _without_trunk(state), {**meta, "weights": self._hashes}, rank)
+
+  def restore(self, template, step):
+    """As `Checkpoints.restore`; the trunks are those of the template.
+
+    Raises:
+      WorkdirError: If the run was started with other weights.
+    """
+    state, meta = super().restore(_without_trunk(template), step)
+    if meta["weights"] != self._hashes:
+      raise WorkdirError(
+        f"The checkpoint of step {step} belongs to the weights {meta['weights']}, but "
+        f"the files of config.backbones are now {self._hashes} (SHA-256). Put them "
+        "back, or choose another --workdir."
+      )
+    trunks = {k: v for k, v in template.constants.items() if k == "frozen"}
+    return state.replace(constants={**state.constants, **trunks}), meta
+
+
+def _without_trunk(state: TrainState) -> TrainState:
+  kept = {name: group for name, group in state.constants.items() if name != "frozen"}
+  return state.replace(constants=kept)
+
+
+def with_inputs(step: Step) -> Step:
+  """The training step on batches of `ClipReader`; inputs are made inside."""
+
+  def prepared(state: TrainState, batch: Batch, key: jax.Array):
+    # Far from the keys that the step splits off: those are folded in with 0 and 1.
+    noise = jax.random.fold_in(key, zlib.crc32(b"spectrogram"))
+    inputs = device_inputs(batch, key=noise, epoch=state.step)
+    return step(state, {**batch, "inputs": inputs}, key)
+
+  return prepared
+
+
+def make_evaluate(
+  network: Network,
+  summary: Callable,
+  dataset: VideoDataset,
+  setting: Any,
+  options: Mapping[str, Any],
+) -> Callable[[Mapping[str, Any]], Any]:
+  """Returns ``variables -> metrics`` on the evaluation rows of a setting.
+
+  Args:
+    network: The network.
+    summary: From `make_summary`.
+    dataset: The clips.
+    setting: A `Setting`.
+    options: ``config.reader``.
+  """
+  size, kept = options["eval_batch"], setting.mask.reshape(-1)
+  rows, mask = eval_blocks(setting.rows.reshape(-1)[kept], size)
+  domain = np.full(rows.size, -1, np.int32)
+  domain[: kept.sum()] = setting.domain.reshape(-1)[kept]
+  reader = dataset.reader(train=False)
+
+  def read(source, rows, domain, mask) -> Iterator[Batch]:
+    stream = stream_blocks(source, rows, domain, mask, **read_ahead(options))
+    try:
+      yield from stream
+    finally:
+      stream.close()
+
+  evaluate = make_streamed_evaluate(
+    network,
+    summary,
+    batches=read,
+    inputs=device_inputs,
+    inspected_blocks=max(INSPECTED // size, 1),
+  )
+  domain = domain.reshape(rows.shape)
+  return lambda variables: evaluate(reader, rows, mask, domain, variables)
+
+
+def read_ahead(options: Mapping[str, Any]) -> dict[str, Any]:
+  """``config.reader`` as arguments of the streams."""
+  return dict(
+    num_threads=options["threads"],
+    num_workers=options["workers"],
+    prefetch=options["prefetch"],
+  )
