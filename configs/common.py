@@ -20,6 +20,9 @@ def get_config() -> config_dict.ConfigDict:
   c.seeds = (0, 1, 2, 3, 4)  # Of the table.
   c.split_seed = 0  # Train/validation split; the same for every method.
   c.metric = "accuracy"  # Headline: accuracy or balanced_accuracy.
+  # What chooses checkpoints and, in a search, settings: source_val; repaired_val: source
+  # validation with modalities re-paired within class (docs/evaluation.md).
+  c.selection = "source_val"
 
   c.driver = "resident"  # Of a single run: resident (data on device) or stream.
   c.total_steps = 1_000

@@ -109,7 +109,8 @@ def _read_split(where, block: Any, name: str, split: str, modalities) -> Rows:
   value = _numbers(f"{where}: regression_labels", block["regression_labels"])
   value = value.astype(np.float64).reshape(-1) * CORPORA[name].scale
   n = len(value)
-  part: Rows = {"value": value.astype(np.float32)}
+  # What is far out of range is named as such later, as is NaN.
+  part: Rows = {"value": np.clip(value, -1e3, 1e3).astype(np.float32)}
   for m in modalities:
     x = _sequences(f"{where}: {m}", block[m], n)
     if m == "audio":  # The extraction's logarithm of silence; as the public loader.
@@ -135,9 +136,11 @@ def _numbers(where: str, values: Any) -> np.ndarray:
 
 def _sequences(where: str, values: Any, n: int) -> np.ndarray:
   """Features ``[N, T, C]``; a list of ``[T_i, C]`` is padded with zeros."""
-  if not isinstance(values, np.ndarray) or values.dtype.kind == "O":
+  if isinstance(values, list) or (
+    isinstance(values, np.ndarray) and values.ndim and values.dtype.kind == "O"
+  ):
     values = [_numbers(where, v) for v in values]
-    if len({v.shape[1:] for v in values}) != 1 or values[0].ndim != 2:
+    if not all(v.ndim == 2 for v in values) or len({v.shape[1:] for v in values}) != 1:
       shapes = sorted({str(v.shape) for v in values})[:4]
       raise DataError(f"{where} must be [N, T, C], found rows of shape {shapes}.")
     steps = max(len(v) for v in values)
@@ -145,7 +148,8 @@ def _sequences(where: str, values: Any, n: int) -> np.ndarray:
     for row, v in zip(padded, values, strict=True):
       row[: len(v)] = v
     values = padded
-  if values.ndim != 3 or len(values) != n or values.dtype.kind not in "fiu":
+  values = _numbers(where, values)
+  if values.ndim != 3 or len(values) != n or 0 in values.shape[1:]:
     raise DataError(
       f"{where} must be numbers [N = {n}, T, C], found {values.dtype} {values.shape}."
     )
@@ -159,7 +163,7 @@ def _lengths(where: str, block: Mapping[str, Any], m: str, x: np.ndarray):
   the last step that is not zero.
   """
   n, steps = x.shape[:2]
-  mask = np.asarray(block.get("text_bert", ()))
+  mask = _numbers(f"{where}: text_bert", block.get("text_bert", 0))
   if f"{m}_lengths" in block:
     named = _numbers(f"{where}: {m}_lengths", block[f"{m}_lengths"]).reshape(-1)
   elif m == "text" and mask.shape == (n, 3, steps):
@@ -176,13 +180,22 @@ def _videos(where: str, block: Mapping[str, Any], split: str, n: int) -> list[st
   """The recording of each clip: what stands before ``$_$`` in its id."""
   if "id" not in block:
     return [f"{split}/{i}" for i in range(n)]
-  ids = [v[0] if np.ndim(v) else v for v in block["id"]]
+  ids = block["id"]
+  if not isinstance(ids, list | tuple | np.ndarray) or getattr(ids, "ndim", 1) == 0:
+    raise DataError(f"{where}: id must be a list, found {type(ids).__name__}.")
   if len(ids) != n:
     raise DataError(f"{where}: id has {len(ids)} entries, regression_labels {n}.")
-  names = [
-    v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in ids
-  ]
-  return [name.partition("$_$")[0] for name in names]
+  return [_video(f"{where}: id {i}", v) for i, v in enumerate(ids)]
+
+
+def _video(where: str, value: Any) -> str:
+  if isinstance(value, list | tuple | np.ndarray) and np.size(value):
+    value = value[0]  # (recording, start, end) in older collections.
+  if isinstance(value, bytes):
+    value = value.decode("utf-8", "replace")
+  if not isinstance(value, str | int | np.integer):
+    raise DataError(f"{where} is {value!r}, not a name.")
+  return str(value).partition("$_$")[0]
 
 
 def _bad_rows(part: Rows, modalities: Sequence[str], dtype: str) -> dict[int, str]:
@@ -250,9 +263,9 @@ def combine(
   if not any(len(part["value"]) for _, part in parts):
     return None
   for m in modalities:
-    widths = {names[d]: part[m].shape[2] for d, part in parts}
-    if len(set(widths.values())) > 1:
-      listed = ", ".join(f"{w} in {name}" for name, w in widths.items())
+    widths = sorted({(d, part[m].shape[2]) for d, part in parts})
+    if len({w for _, w in widths}) > 1:
+      listed = ", ".join(f"{w} in {names[d]}" for d, w in widths)
       raise DataError(
         f"{m} has different widths: {listed}. Domains need features of one extraction; "
         "--modalities names those to use."

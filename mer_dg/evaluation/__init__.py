@@ -51,12 +51,14 @@ from mer_dg.evaluation.representation import (
 from mer_dg.evaluation.selection import (
   LOWER_IS_BETTER,
   RULES,
+  SOURCE_RULES,
   AnyRecord,
   best_trial,
   check_comparable,
   group_by,
   metric_value,
   select,
+  validation_score,
 )
 from mer_dg.evaluation.statistics import (
   Difference,
@@ -81,6 +83,7 @@ __all__ = [
   "PROTOCOLS",
   "RULES",
   "SEVERITIES",
+  "SOURCE_RULES",
   "AnyRecord",
   "Assignment",
   "Choice",
@@ -138,4 +141,5 @@ __all__ = [
   "select_leave_one_source_out",
   "sign_flip_p_value",
   "summarize",
+  "validation_score",
 ]

@@ -1,9 +1,9 @@
 """Model selection as pure functions of records.
 
 A record is a mapping with at least ``run_id``, ``step`` and ``metrics``; one record
-is one evaluation of one run. What a rule may look at is in its name: ``source_val``
-sees validation rows of the source domains only, ``last`` sees nothing, ``oracle`` sees
-the target and is no valid domain-generalisation result.
+is one evaluation of one run. What a rule may look at is in its name: ``source_val`` and
+``repaired_val`` see validation rows of the source domains only, ``last`` sees nothing,
+``oracle`` sees the target and is no valid domain-generalisation result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import json
 import math
 from typing import Any
 
-RULES = ("source_val", "last", "oracle")
+# Rules that see validation rows of the sources and nothing else.
+SOURCE_RULES = ("source_val", "repaired_val")
+RULES = (*SOURCE_RULES, "last", "oracle")
+# Where a rule looks: prefix of the metrics.
+_LOOKS_AT = {"repaired_val": "val/repaired", "oracle": "target"}
 # Everything else recorded (accuracies, AUROC, recall) is better when larger.
 LOWER_IS_BETTER = frozenset(
   {"nll", "brier", "ece", "adaptive_ece", "aurc", "e_aurc", "fpr95_misd", "fpr95_ood"}
@@ -59,6 +63,21 @@ def record_tie_break(record: AnyRecord, split: str) -> float:
   return -math.inf if math.isnan(value) else -value
 
 
+def validation_score(
+  metrics: Mapping[str, float], rule: str, metric: str
+) -> tuple[float, float]:
+  """What a rule of `SOURCE_RULES` makes of one evaluation; larger is better.
+
+  Example:
+    >>> found = {"val/accuracy": 0.5, "val/nll": 1.0}
+    >>> validation_score(found, "source_val", "accuracy")
+    (0.5, -1.0)
+  """
+  split = _LOOKS_AT.get(rule, "val")
+  record = {"metrics": metrics}
+  return record_score(record, split, metric), record_tie_break(record, split)
+
+
 def _check_rule(records: Sequence[AnyRecord], rule: str) -> None:
   if rule not in RULES:
     raise ValueError(f"rule={rule!r} is not one of {RULES}.")
@@ -88,6 +107,9 @@ def select(
   """The one evaluation of each run that the rule chooses (its checkpoint).
 
   * ``source_val``: best ``val/<metric>``; ties: lower ``val/nll``, then earlier step.
+  * ``repaired_val``: the same of ``val/repaired/<metric>``, source validation with the
+    modalities of a sample from different samples of its class: what was learnt of which
+    samples came together does not count.
   * ``last``: the largest step.
   * ``oracle``: best ``target/<metric>``; ties as above, with ``target/nll``. Labelled:
     it looks at the target.
@@ -112,7 +134,7 @@ def select(
   """
   records = list(records)
   _check_rule(records, rule)
-  split = "target" if rule == "oracle" else "val"
+  split = _LOOKS_AT.get(rule, "val")
 
   def key(record: AnyRecord) -> tuple[float, ...]:
     if rule == "last":
@@ -129,8 +151,8 @@ def best_trial(
 ) -> list[dict[str, Any]]:
   """Keeps, for each method and target, the runs of the best hyperparameters.
 
-  A trial is one value of ``hyper``; its score is the mean of ``val/<metric>`` over its
-  runs (of ``target/<metric>`` for ``oracle`` alone). Ties: lower mean NLL, then the
+  A trial is one value of ``hyper``; its score is the mean over its runs of the metric
+  that the rule looks at (see `select`). Ties: lower mean NLL, then the
   earlier trial, so the default configuration should come first.
 
   Args:
@@ -153,7 +175,7 @@ def best_trial(
   """
   selected = list(selected)
   _check_rule(selected, rule)
-  split = "target" if rule == "oracle" else "val"
+  split = _LOOKS_AT.get(rule, "val")
 
   def trial_key(record: AnyRecord) -> str:
     return json.dumps(record["hyper"], sort_keys=True)

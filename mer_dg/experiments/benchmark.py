@@ -114,6 +114,7 @@ def report_all(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
     metric=config["metric"],
     reference=config["methods"][0],
     title=name,
+    rule=config["selection"],
     commands=workdir.commands,
     left_out=[row["message"] for table in tables for row in table.gave_up()],
   )

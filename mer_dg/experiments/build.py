@@ -26,13 +26,16 @@ from mer_dg.evaluation import (
   assignments,
   balanced_accuracy,
   classification_metrics,
+  nll,
   reliability_metrics,
+  repair_within_class,
 )
 from mer_dg.experiments import pretrained
 from mer_dg.experiments.config import ConfigError, check_space
 from mer_dg.experiments.video_config import ENCODER, make_backbones
 from mer_dg.methods import Method, Task, build_method, merge_recipes
 from mer_dg.networks import Backbone, InputSpec, Network, make_network
+from mer_dg.training.step import make_summary
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).
 _AUTO_BATCH = 96
@@ -311,18 +314,35 @@ def _make_setting(dataset: Dataset, split: Split) -> Setting:
   )
 
 
-def make_measure(metric: str, num_sources: int) -> Callable:
-  """Returns ``(logits, missing, label, domain, where) -> metrics`` for `make_summary`.
+def make_evaluation(network: Network, metric: str, num_sources: int) -> Callable:
+  """The summary (`make_summary`) that every evaluation of a run ends with."""
+  modalities = network.modalities
 
-  Source validation (``val/...``, each source too), target (``target/...``) and target
-  with one modality taken away (``target/without_<m>/...``); target rows are those with
-  domain -1. Sources are numbered, so that one program serves every held-out domain;
-  `name_sources` puts in their names.
+  def repair(label, domain, where):
+    # One re-pairing per task: methods, seeds and steps are judged on the same samples.
+    return repair_within_class(label, domain, jax.random.key(0), modalities, where)
+
+  measure = make_measure(metric, num_sources)
+  return make_summary(network, measure, inspect_embeddings, repair)
+
+
+def make_measure(metric: str, num_sources: int) -> Callable:
+  """Returns ``(logits, missing, repaired, label, domain, where) -> metrics``.
+
+  Source validation (``val/...``, each source too; ``val/repaired/...`` on modalities
+  re-paired within class), target (``target/...``) and target with one modality taken
+  away (``target/without_<m>/...``); target rows are those with domain -1. Sources are
+  numbered, so that one program serves every held-out domain; `name_sources` puts in
+  their names.
   """
   headline = HEADLINE[metric]
 
-  def measure(logits, missing, label, domain, where):
-    metrics = {}
+  def measure(logits, missing, repaired, label, domain, where):
+    source = where & (domain >= 0)
+    metrics = {
+      f"val/repaired/{metric}": headline(repaired, label, source),
+      "val/repaired/nll": nll(repaired, label, source),
+    }
     for m, rest in missing.items():
       value = headline(rest, label, where & (domain < 0))
       metrics[f"target/without_{m}/{metric}"] = value

@@ -10,7 +10,7 @@ from mer_dg.data.av_digits import AUDIO
 from mer_dg.data.cooccurrence import TARGET_PAIRINGS
 from mer_dg.data.dataset import TARGET_ROWS
 from mer_dg.data.video_dataset import VIDEO_SETS
-from mer_dg.evaluation import PROTOCOLS
+from mer_dg.evaluation import PROTOCOLS, SOURCE_RULES
 from mer_dg.experiments import video_config
 from mer_dg.methods import MethodError, check_recipe, merge_recipes, numeric_fields
 from mer_dg.networks import ENCODERS, FUSIONS
@@ -29,7 +29,7 @@ SUBSETS = ("all", "fused", "every")
 # in these only belong into one table. Where data and pretrained weights lie is one of
 # them, too: records carry a hash of their content.
 _RUN_AXES = ("target", "targets", "method", "methods", "seed", "seeds", "split_seed",
-             "wave", "recipes", "search", "benchmark", "driver", "reader",
+             "wave", "recipes", "search", "selection", "benchmark", "driver", "reader",
              "log_every")  # fmt: skip
 
 
@@ -97,6 +97,7 @@ SCHEMA: dict[str, Any] = {
   "seeds": _each(_integer(0), least=1),
   "split_seed": _integer(0),
   "metric": _one_of(*METRICS),
+  "selection": _one_of(*SOURCE_RULES),
   "driver": _one_of(*DRIVERS),
   "total_steps": _integer(1),
   "batch_size": _integer(0),

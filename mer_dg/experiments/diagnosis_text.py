@@ -84,7 +84,8 @@ def _corrupted(probes: Probes) -> str:
       clean = _mean([r["target"] for r in rows])
       values = [v for r in rows for k, v in r.items() if k.rsplit("/", 1)[0] == kind]
       lost = (clean - _mean(values)) / clean if clean else np.nan
-      cells.append(f"{100 * _mean(values):.1f} ({-100 * lost:+.0f} %)")
+      change = round(-100 * lost) if np.isfinite(lost) else np.nan
+      cells.append(f"{100 * _mean(values):.1f} ({change:+} %)")
     modality, _, name = kind.removeprefix(_CORRUPTED).rpartition("/")
     body.append([f"{modality}: {name.replace('_', ' ')}", *cells])
   return _table(["", *fused], body) if body else ""

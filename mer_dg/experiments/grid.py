@@ -26,8 +26,7 @@ from mer_dg.evaluation import Assignment
 from mer_dg.experiments.build import (
   Setting,
   Workbench,
-  inspect_embeddings,
-  make_measure,
+  make_evaluation,
   name_sources,
 )
 from mer_dg.experiments.hosts import this_host
@@ -38,7 +37,6 @@ from mer_dg.training.step import (
   first_nonfinite,
   make_evaluate,
   make_resident_chunk,
-  make_summary,
   make_train_step,
 )
 
@@ -130,8 +128,7 @@ class WaveProgram:
     # An evaluation knows nothing of the method: one program for all of them.
     shared = ("evaluate", len(split.sources), tuple(devices))
     if shared not in bench.programs:
-      measure = make_measure(config["metric"], len(split.sources))
-      summary = make_summary(measure, inspect_embeddings)
+      summary = make_evaluation(bench.network, config["metric"], len(split.sources))
       evaluate = make_evaluate(bench.network, summary)
       bench.programs[shared] = jax.jit(self._over_runs(evaluate, (None, 0, 0, 0, 0)))
     self._evaluate = bench.programs[shared]

@@ -7,7 +7,7 @@ import hashlib
 import math
 from typing import Any
 
-from mer_dg.evaluation import Assignment
+from mer_dg.evaluation import Assignment, validation_score
 from mer_dg.experiments.runs import Evaluation, Run
 
 # What a search finds for a method and task: overrides, and how many it tried.
@@ -78,9 +78,9 @@ def final_runs(
 
 
 def choose(
-  runs: Sequence[Run], evaluations: Sequence[Evaluation], metric: str
+  runs: Sequence[Run], evaluations: Sequence[Evaluation], metric: str, rule: str
 ) -> dict[tuple[str, Assignment], Choice]:
-  """The trial with the best mean source validation per method and task.
+  """The trial with the best mean validation per method and task.
 
   Each run counts with its best evaluation (that is how it is selected in the
   table), a run without any, because it diverged, as the worst there can be. Ties
@@ -90,13 +90,14 @@ def choose(
     runs: All runs of the search, trial by trial.
     evaluations: Their evaluations.
     metric: Headline metric.
+    rule: One of `evaluation.SOURCE_RULES`.
 
   Returns:
     ``{(method, task): (overrides, number of trials)}``.
   """
   best = dict.fromkeys(runs, (-math.inf, -math.inf))
   for e in evaluations:
-    score = (e.metrics[f"val/{metric}"], -e.metrics["val/nll"])
+    score = validation_score(e.metrics, rule, metric)
     best[e.run] = max(best[e.run], score)
   cells: dict[tuple[str, Assignment], dict[tuple, list[tuple[float, float]]]] = {}
   for run, score in best.items():

@@ -14,12 +14,12 @@ import numpy as np
 from mer_dg.data.sampling import Pool
 from mer_dg.data.stream import DevicePrefetch, stream_batches
 from mer_dg.data.video_dataset import VideoDataset
+from mer_dg.evaluation import validation_score
 from mer_dg.experiments import pretrained, video
 from mer_dg.experiments.build import (
   Setting,
   Workbench,
-  inspect_embeddings,
-  make_measure,
+  make_evaluation,
   name_sources,
 )
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
@@ -34,7 +34,6 @@ from mer_dg.training.step import (
   Step,
   make_evaluate,
   make_streamed_evaluate,
-  make_summary,
   make_train_step,
 )
 
@@ -77,8 +76,7 @@ def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Step]:
 
 def _evaluator(bench: Workbench, setting: Setting) -> Callable[[TrainState], dict]:
   sources = setting.split.sources
-  measure = make_measure(bench.config["metric"], len(sources))
-  summary = make_summary(measure, inspect_embeddings)
+  summary = make_evaluation(bench.network, bench.config["metric"], len(sources))
   if isinstance(bench.dataset, VideoDataset):
     of_clips = video.make_evaluate(
       bench.network, summary, bench.dataset, setting, bench.config["reader"]
@@ -172,7 +170,7 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
         log_every=config["log_every"],
         eval_every=config["eval_every"],
         # The rule and the ties of `evaluation.select`.
-        rank=lambda found: (found[f"val/{config['metric']}"], -found["val/nll"]),
+        rank=lambda m: validation_score(m, config["selection"], config["metric"]),
         on_log=lambda at, metrics: logs[0].write(at, metrics),
         on_eval=on_eval,
         on_resume=on_resume,

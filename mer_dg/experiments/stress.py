@@ -160,6 +160,7 @@ class Stress:
   def _missing_scores(self, variables, z_and_fill, present, label):
     """One run, every subset of modalities, both ways of withholding."""
     z, fill = z_and_fill
+    z = {m: z[m] for m in self._bench.dataset.modalities}  # jit sorts by name.
     fuse = functools.partial(self._bench.network.fuse, variables)
     metric, found = self._bench.config["metric"], {}
     for prefix, mean in (("without_", None), ("mean_for_", fill)):

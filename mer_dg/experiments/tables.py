@@ -33,7 +33,8 @@ def train_table(
     runs = search_runs(config, tasks)
     _train_missing(bench, runs, workdir, workdir.search, on_wave)
     wait_for_all(f"search in {workdir.path}")
-    chosen = choose(runs, _evaluations(bench, runs, workdir), config["metric"])
+    found = _evaluations(bench, runs, workdir)
+    chosen = choose(runs, found, config["metric"], config["selection"])
   runs = final_runs(config, tasks, chosen)
   _train_missing(bench, runs, workdir, workdir.results, on_wave)
   wait_for_all(f"table in {workdir.path}")
@@ -114,6 +115,7 @@ def report(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
     metric=config["metric"],
     reference=config["methods"][0],
     title=name,
+    rule=config["selection"],
     commands=workdir.commands,
     left_out=[row["message"] for row in workdir.gave_up()],
   )

@@ -20,9 +20,6 @@ from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.state import TrainState
 from mer_dg.training.step import Step, make_streamed_evaluate
 
-# Evaluation rows on which embeddings are inspected.
-INSPECTED = 256
-
 
 class TrunklessCheckpoints(Checkpoints):
   """Checkpoints without the frozen trunks, which come from the weights files.
@@ -108,7 +105,6 @@ def make_evaluate(
     summary,
     batches=read,
     inputs=device_inputs,
-    inspected_blocks=max(INSPECTED // size, 1),
   )
   domain = domain.reshape(rows.shape)
   return lambda variables: evaluate(reader, rows, mask, domain, variables)

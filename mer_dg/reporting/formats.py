@@ -15,6 +15,10 @@ from mer_dg.reporting import tables
 # What a reader must know about a selection rule before reading its numbers.
 RULE_LABELS = {
   "source_val": "checkpoint selected on source validation (never sees the target)",
+  "repaired_val": (
+    "checkpoint selected on source validation with modalities re-paired within class "
+    "(never sees the target)"
+  ),
   "last": "last step, no checkpoint selection",
   "leave_one_source_out": (
     "setting and step chosen on source domains left out in turn (never sees the target)"

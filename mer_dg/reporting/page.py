@@ -8,9 +8,17 @@ import itertools
 
 from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord
-from mer_dg.reporting import embeddings, formats, overview, provenance, stress, tables, verdict
+from mer_dg.reporting import (
+  embeddings,
+  formats,
+  overview,
+  page_stress,
+  provenance,
+  stress,
+  tables,
+  verdict,
+)
 from mer_dg.reporting import page_blocks as blocks
-from mer_dg.reporting import page_stress
 from mer_dg.reporting.maps import EmbeddingMaps
 from mer_dg.reporting.markup import Markup, join, tag
 from mer_dg.reporting.page_style import CSS
@@ -20,6 +28,8 @@ from mer_dg.reporting.plots.stress import reliability_plot
 
 _SIGNS = {"better": "▲", "worse": "▼", "unclear": "◆"}
 _HEADINGS = {
+  "source_val": "Checkpoint selected on source validation",
+  "repaired_val": "Checkpoint selected on source validation, modalities re-paired",
   "last": "Last step: no checkpoint selection",
   "leave_one_source_out": "Setting and step chosen on left-out sources",
   "oracle": "Oracle: checkpoint selected on the target, not a valid result",
@@ -34,13 +44,14 @@ class Section:
 
   Attributes:
     records: Its evaluations.
-    tables: ``{rule: table}``; ``source_val`` is the headline.
+    tables: ``{rule: table}``.
     missing: Scores with modalities missing, if recorded.
     corrupted: Scores against severity of corruptions, if recorded.
     reliability: Confidence against accuracy, if recorded.
     history: More rows for the curves, see `plots.learning_curves`.
     inside: Numbers about the embeddings, if recorded.
     maps: Maps of them, if there are any.
+    rule: Selection rule of the headline.
   """
 
   records: Sequence[AnyRecord]
@@ -51,11 +62,12 @@ class Section:
   history: Sequence[AnyRecord] = ()
   inside: embeddings.Representation | None = None
   maps: EmbeddingMaps | None = None
+  rule: str = "source_val"
 
   @property
   def head(self) -> tables.Table:
     """The table of the headline rule."""
-    return self.tables["source_val"]
+    return self.tables[self.rule]
 
   @property
   def name(self) -> str:
@@ -225,7 +237,7 @@ def _details(
     _calibration(section, methods, ids),
   ]
   for rule, heading in _HEADINGS.items():
-    if rule in section.tables:
+    if rule in section.tables and rule != section.rule:
       parts += [tag("h3", heading), _table(section.tables[rule])]
   return join(parts)
 

@@ -61,14 +61,18 @@ def corrupted(
 
 
 def inside(found: embeddings.Representation | None) -> Markup:
-  """A table of numbers about embeddings."""
+  """A table for each modality, of numbers about its embeddings."""
   if found is None:
     return Markup()
   shown = lambda name: embeddings.LABELS.get(name, name.replace("_", " ", 1))
-  body = [
-    [f"{method}, {modality}", *(_cell(own, name) for name in found.names)]
-    for (method, modality), own in found.cells.items()
-  ]
+  grids = []
+  for m in dict.fromkeys(modality for _, modality in found.cells):
+    columns = {method: own for (method, of), own in found.cells.items() if of == m}
+    body = [
+      [shown(name), *(_cell(own, name) for own in columns.values())]
+      for name in found.names
+    ]
+    grids.append(blocks.grid([m, *columns], *body))
   note = (
     "Means over targets and seeds; source validation → target where there are two "
     "numbers, with as many rows of each class. Domain told: balanced accuracy of a "
@@ -78,7 +82,7 @@ def inside(found: embeddings.Representation | None) -> Markup:
   )
   return join(
     tag("h3", "Inside the embeddings"),
-    blocks.grid(["method, modality", *map(shown, found.names)], *body),
+    grids,
     tag("p", note + _last(found.rule), class_="note"),
   )
 
@@ -94,19 +98,23 @@ def maps(found: EmbeddingMaps | None, ids: Iterator[str]) -> Markup:
   """A figure for each network."""
   if found is None or not found.maps:
     return Markup()
-  caption = (
+  note = (
     f"Two principal components of the embeddings of source validation and target rows; "
     f"{found.target} held out, seed {found.seed}. Numbers stand at the median of a "
     "class in the sources, framed in the target: a framed number far from its own, or "
-    "at another, is a class that has moved. Most of the variance may lie elsewhere."
+    "at another, is a class that has moved. Classes that overlap here may lie apart in "
+    "the directions that are not shown."
+  )
+  said = lambda t: (
+    "Encoders trained alone." if t == "alone" else f"Encoders trained with {t}."
   )
   figures = [
-    blocks.figure(
-      embedding_map(found, training), next(ids), f"{training}: {caption}", wide=True
-    )
-    for training in found.trainings
+    blocks.figure(embedding_map(found, t), next(ids), said(t), wide=True)
+    for t in found.trainings
   ]
-  return join(tag("h3", "Embeddings in two dimensions"), figures)
+  return join(
+    tag("h3", "Embeddings in two dimensions"), tag("p", note, class_="note"), figures
+  )
 
 
 def _last(rule: str) -> str:

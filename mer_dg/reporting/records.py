@@ -247,7 +247,9 @@ def _extend(old: Record, new: Record) -> bool:
     return False
   a, b = old["metrics"], new["metrics"]
   # What is not finite is read back as NaN.
-  finite = [k for k in a.keys() & b.keys() if math.isfinite(a[k]) or math.isfinite(b[k])]
+  finite = [
+    k for k in a.keys() & b.keys() if math.isfinite(a[k]) or math.isfinite(b[k])
+  ]
   if not all(math.isclose(a[k], b[k], rel_tol=1e-4, abs_tol=1e-6) for k in finite):
     warnings.warn(
       f"Run {old['run_id']} at step {old['step']} has other metrics than when it was "

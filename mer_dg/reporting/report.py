@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING
 
 from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord
-from mer_dg.reporting import formats, overview, page, plots, stress, tables, verdict
+from mer_dg.reporting import (
+  embeddings,
+  formats,
+  overview,
+  page,
+  plots,
+  stress,
+  tables,
+  verdict,
+)
 from mer_dg.reporting.files import write_atomic
+from mer_dg.reporting.maps import EmbeddingMaps, read_maps
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 _HEADINGS = {
+  "source_val": "Checkpoint selected on source validation",
+  "repaired_val": "Checkpoint selected on source validation, modalities re-paired",
   "last": "Last step (no checkpoint selection)",
   "leave_one_source_out": "Setting and step chosen on left-out sources",
   "oracle": "Oracle (checkpoint selected on the target; not a valid result)",
@@ -34,14 +46,16 @@ def write_report(
   commands: Sequence[str] = (),
   left_out: Sequence[str] = (),
   inner: Iterable[AnyRecord] = (),
+  rule: str = "source_val",
 ) -> str:
   """Writes ``report/index.html``, ``report/table.{md,csv,tex}`` and the plots.
 
-  Each dataset, modality set and protocol gets its own table, headed by selection on
-  source validation, with ``last`` and ``oracle`` labelled below, and the plots
+  Each dataset, modality set and protocol gets its own table, headed by selection by
+  ``rule``, with other rules, ``last`` and ``oracle`` labelled below, and the plots
   ``targets``, ``differences`` (if methods are compared), ``ranks`` (at least 3 methods
   on 2 targets), ``curves`` (if several steps were evaluated), ``missing``,
-  ``corrupted`` and ``reliability`` (if recorded), as PNG and SVG, with what the table
+  ``corrupted`` and ``reliability`` (if recorded) and ``embedding_map_<method>`` (if
+  `maps.write_maps` has left a file in the folder), as PNG and SVG, with what the table
   is of in their names if there are several. The page holds all of it and needs neither
   network nor script.
 
@@ -57,6 +71,7 @@ def write_report(
     left_out: Runs that are in no table, and why, one line each.
     inner: Evaluations of inner runs, each of which leaves out one more domain; with
       them there is a table of leave-one-source-out selection.
+    rule: Of the headline, one of `evaluation.SOURCE_RULES`.
 
   Returns:
     The Markdown text, fit to be printed.
@@ -68,6 +83,8 @@ def write_report(
   if not records:
     raise ValueError("Nothing to report: no records.")
   history, inner = list(metrics_history or ()), list(inner)
+  folder = pathlib.Path(workdir) / "report"
+  maps = read_maps(folder)
   groups = {
     group: evaluation.name_pairs(rows)
     for group, rows in evaluation.group_by(records, _group).items()
@@ -81,13 +98,14 @@ def write_report(
       reference,
       history=[r for r in history if _group(r) == group],
       inner=[r for r in inner if _group(r) == group],
+      maps=maps if maps is not None and _shows(maps, rows[0]) else None,
+      headline=rule,
     )
     for group, rows in groups.items()
   ]
   html = page.render(
     sections, title=title, reference=reference, commands=commands, left_out=left_out
   )
-  folder = pathlib.Path(workdir) / "report"
   folder.mkdir(parents=True, exist_ok=True)
   text = [f"# {title}\n"]
   built = [table for section in sections for table in section.tables.values()]
@@ -118,6 +136,12 @@ def _group(record: AnyRecord) -> tuple[str, tuple[str, ...], str]:
   return record["dataset"], tuple(record["modalities"]), protocol
 
 
+def _shows(maps: EmbeddingMaps, record: AnyRecord) -> bool:
+  """Whether the maps are of the networks of this table."""
+  modalities = {m.modality for m in maps.maps}
+  return (maps.dataset, modalities) == (record["dataset"], set(record["modalities"]))
+
+
 def _section(
   rows: Sequence[AnyRecord],
   metric: str,
@@ -126,8 +150,12 @@ def _section(
   history: list[AnyRecord],
   inner: list[AnyRecord],
   maps: EmbeddingMaps | None,
+  headline: str,
 ) -> page.Section:
   compared = any(r["method"] == reference for r in rows)
+  rules = [*evaluation.RULES, *(["leave_one_source_out"] if inner else [])]
+  if not all(f"val/repaired/{metric}" in r["metrics"] for r in rows):
+    rules.remove("repaired_val")  # Records older than this rule.
   of_rule = {
     rule: tables.build_table(
       rows,
@@ -136,18 +164,23 @@ def _section(
       reference=reference if compared else None,
       inner=inner,
     )
-    for rule in (*evaluation.RULES, *(["leave_one_source_out"] if inner else []))
+    for rule in rules
   }
-  methods = [row.method for row in of_rule["source_val"].rows]
+  methods = [row.method for row in of_rule[headline].rows]
   return page.Section(
     records=rows,
     tables=of_rule,
-    missing=stress.missing_modality(rows, metric=metric, methods=methods),
-    corrupted=stress.corrupted(rows, metric=metric, methods=methods),
-    reliability=stress.reliability(rows, metric=metric, methods=methods),
+    missing=stress.missing_modality(
+      rows, metric=metric, methods=methods, rule=headline
+    ),
+    corrupted=stress.corrupted(rows, metric=metric, methods=methods, rule=headline),
+    reliability=stress.reliability(rows, metric=metric, methods=methods, rule=headline),
     history=history,
-    inside=embeddings.representation(rows, metric=metric, methods=methods),
+    inside=embeddings.representation(
+      rows, metric=metric, methods=methods, rule=headline
+    ),
     maps=maps,
+    rule=headline,
   )
 
 
@@ -178,7 +211,7 @@ def _markdown(
     plots.save_figure(figure, folder / f"{stem}{name}")
     text.append(f"![{stem}]({stem}{name}.png)\n")
   for rule, heading in _HEADINGS.items():
-    if rule in section.tables:
+    if rule in section.tables and rule != section.rule:
       text.append(f"### {heading}\n\n{formats.to_markdown(section.tables[rule])}")
   return text
 
@@ -201,9 +234,10 @@ def _figures(section: page.Section) -> dict[str, Figure]:
     figures["corrupted"] = plots.severity_plot(section.corrupted)
   if section.reliability is not None:
     figures["reliability"] = plots.reliability_plot(section.reliability)
-  for training in section.maps.trainings if section.maps else ():
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", f"embedding_map_{training}")
-    figures[stem] = plots.embedding_map(section.maps, training)
+  if section.maps is not None:
+    for training in section.maps.trainings:
+      stem = re.sub(r"[^A-Za-z0-9._-]+", "-", f"embedding_map_{training}")
+      figures[stem] = plots.embedding_map(section.maps, training)
   return figures
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from mer_dg import evaluation
 from mer_dg.evaluation import AnyRecord, Interval
@@ -266,14 +267,14 @@ def _pooled(rows: Sequence[Mapping[str, float]], b: int) -> Bin:
 
 def _selected(
   records: Iterable[AnyRecord], metric: str, rule: str
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
   chosen = evaluation.select(records, rule, metric=metric)
   return evaluation.best_trial(chosen, rule, metric=metric)
 
 
 def where_recorded(
   records: Iterable[AnyRecord], metric: str, rule: str, prefixes: tuple[str, ...]
-) -> tuple[list[dict[str, object]], str]:
+) -> tuple[list[dict[str, Any]], str]:
   """The selected evaluations, or the last ones if only they have all such metrics."""
   records = list(records)
   count = lambda rows: sum(k.startswith(prefixes) for r in rows for k in r["metrics"])

@@ -157,10 +157,11 @@ def make_predict(network):
 
 
 def make_block(network):
-  """Returns ``(variables, batch) -> (Outputs, missing)`` in evaluation mode.
+  """Returns ``(variables, batch) -> (logits, missing, embeddings, present)``.
 
-  ``missing`` is ``{m: logits}`` of the same rows with modality m taken away, ``{}``
-  for a single modality. Embeddings are fused again; no encoder runs twice.
+  In evaluation mode. ``missing`` is ``{m: logits}`` of the same rows with modality m
+  taken away, ``{}`` for a single modality. Embeddings are fused again; no encoder runs
+  twice.
   """
   predict = make_predict(network)
 
@@ -168,35 +169,55 @@ def make_block(network):
     outputs, present = predict(variables, batch), batch["present"]
     names = network.modalities if len(network.modalities) > 1 else ()
     none = jnp.zeros_like(batch["mask"])
-    return outputs, {
+    missing = {
       m: network.fuse(variables, outputs.embeddings, {**present, m: none})
       for m in names
     }
+    return outputs.logits, missing, outputs.embeddings, present
 
   return block
 
 
-def make_summary(measure, inspect):
+def make_summary(network, measure, inspect, repair, *, inspected: int = 256):
   """Returns the summary of an evaluation from the outputs on all its rows.
 
   Args:
-    measure: ``(logits [n, K], missing {m: [n, K]}, label [n], domain [n],
-      where [n]) -> metrics``; see `make_block`.
+    network: A `Network`.
+    measure: ``(logits [n, K], missing {m: [n, K]}, repaired [n, K], label [n],
+      domain [n], where [n]) -> metrics``; see `make_block` for ``missing``.
+      ``repaired`` are logits with each modality from the row that ``repair`` says.
     inspect: ``(embeddings {m: [b, D]}, present {m: [b]}) -> metrics``; it is shown
-      the source rows among the first b rows.
+      the source rows among the first ones.
+    repair: ``(label [n], domain [n], where [n]) -> {m: int [n]}``, where ``where`` are
+      the source rows; the others must stay as they are.
+    inspected: How many rows ``inspect`` is shown.
 
   Returns:
-    ``(logits, missing, label, domain, where, embeddings, present) -> metrics``; the
-    first five may have any number of leading axes, the last two are those of the first
-    block.
+    ``(variables, outputs, label, domain, where) -> metrics``; ``outputs`` is
+    ``(logits, missing, embeddings, present)``, all with the leading axes
+    ``[blocks, block]``.
   """
 
-  def summary(logits, missing, label, domain, where, embeddings, present) -> Metrics:
-    flat = (label.reshape(-1), domain.reshape(-1), where.reshape(-1))
-    rows = lambda a: a.reshape(-1, a.shape[-1])
-    metrics = measure(rows(logits), jax.tree.map(rows, missing), *flat)
-    source = flat[1][: len(next(iter(present.values())))] >= 0
-    return metrics | inspect(embeddings, {m: p & source for m, p in present.items()})
+  def summary(variables, outputs, label, domain, where) -> Metrics:
+    blocks = label.shape
+    flat = lambda a: a.reshape(-1, *a.shape[2:])
+    logits, missing, embeddings, present = jax.tree.map(flat, outputs)
+    label, domain, where = map(flat, (label, domain, where))
+    source = where & (domain >= 0)
+    repaired = logits
+    if len(network.modalities) > 1:
+      partners = repair(label, domain, source)
+
+      def fuse(rows):
+        take = lambda values: {m: values[m][rows[m]] for m in network.modalities}
+        return network.fuse(variables, take(embeddings), take(present))
+
+      # In blocks, like the encoders: a fusion may be wide.
+      in_blocks = jax.tree.map(lambda a: a.reshape(blocks), partners)
+      repaired = flat(jax.lax.map(fuse, in_blocks))
+    metrics = measure(logits, missing, repaired, label, domain, where)
+    shown = {m: p[:inspected] & source[:inspected] for m, p in present.items()}
+    return metrics | inspect({m: z[:inspected] for m, z in embeddings.items()}, shown)
 
   return summary
 
@@ -210,20 +231,17 @@ def make_evaluate(network, summary):
 
   Returns:
     The evaluation of data that lies on the device; ``rows``, ``mask`` and
-    ``domain`` are ``[blocks, block]``.
+    ``domain`` are ``[blocks, block]``. Embeddings of all rows are held at once.
   """
-  predict, block = make_predict(network), make_block(network)
+  block = make_block(network)
 
   def evaluate(arrays: Arrays, rows, mask, domain, variables) -> Metrics:
     def one_block(place):
       batch = gather_batch(arrays, *place)
-      outputs, missing = block(variables, batch)
-      return outputs.logits, missing, batch["label"]
+      return block(variables, batch), batch["label"]
 
-    logits, missing, label = jax.lax.map(one_block, (rows, domain, mask))
-    first = gather_batch(arrays, rows[0], domain[0], mask[0])
-    embeddings = predict(variables, first).embeddings
-    return summary(logits, missing, label, domain, mask, embeddings, first["present"])
+    outputs, label = jax.lax.map(one_block, (rows, domain, mask))
+    return summary(variables, outputs, label, domain, mask)
 
   return evaluate
 
@@ -238,7 +256,6 @@ def make_streamed_evaluate(
   *,
   batches: Callable[..., Iterable[Any]] = _gathered,
   inputs: Callable[[Any], Any] = lambda batch: batch["inputs"],
-  inspected_blocks: int = 1,
 ):
   """`make_evaluate` for data that stays on the host; same arguments and metrics.
 
@@ -250,22 +267,17 @@ def make_streamed_evaluate(
     batches: ``(data, rows, domain, mask) -> batches``, one per block; ``data`` is
       the first argument of the evaluation.
     inputs: ``batch -> inputs`` of the network, run on the device.
-    inspected_blocks: How many blocks at the beginning the summary is shown as the
-      first one.
   """
   plain, summarize = make_block(network), jax.jit(summary)
   block = jax.jit(lambda v, batch: plain(v, {**batch, "inputs": inputs(batch)}))
 
   def evaluate(data, rows, mask, domain, variables) -> Metrics:
-    found, inspected = [], []
-    for batch in batches(data, rows, domain, mask):
-      outputs, missing = block(variables, batch)
-      if len(inspected) < inspected_blocks:
-        inspected.append((outputs.embeddings, batch["present"]))
-      found.append((outputs.logits, missing, batch["label"]))
-    stacked = jax.tree.map(lambda *blocks: jnp.stack(blocks), *found)
-    joined = jax.tree.map(lambda *blocks: jnp.concatenate(blocks), *inspected)
-    return summarize(*stacked, domain, mask, *joined)
+    found = [
+      (block(variables, batch), batch["label"])
+      for batch in batches(data, rows, domain, mask)
+    ]
+    outputs, label = jax.tree.map(lambda *blocks: jnp.stack(blocks), *found)
+    return summarize(variables, outputs, label, domain, mask)
 
   return evaluate
 

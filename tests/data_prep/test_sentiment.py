@@ -113,6 +113,26 @@ def test_widths_must_agree_unless_left_out(pickles, tmp_path):
   assert len(load_npz(out)) == 36
 
 
+def test_ids_of_older_collections(tmp_path):
+  """Recording, start and end in an array; the recording groups."""
+  data = content("mosi")
+  for part in data.values():
+    n = len(part["id"])
+    part["id"] = np.array([[f"v{i // 3}", str(i), str(i + 1)] for i in range(n)])
+  parts, *_ = sentiment.read_corpus("mosi", write(tmp_path / "m.pkl", data))
+  assert parts[1]["group"].tolist() == ["mosi/v0"] * 3
+
+
+def test_widths_must_agree_between_splits(tmp_path):
+  data = content("mosi")
+  data["test"]["text"] = np.zeros((4, 5, 7), np.float32)
+  parts, *_ = sentiment.read_corpus("mosi", write(tmp_path / "m.pkl", data))
+  with pytest.raises(
+    DataError, match="text has different widths: 6 in mosi, 7 in mosi"
+  ):
+    sentiment.combine({"mosi": parts}, sentiment.MODALITIES)
+
+
 def test_sequences_as_lists_and_without_lengths(tmp_path):
   """Ragged lists are padded; lengths then end with the last step that is not zero."""
   data = content("mosi")
@@ -305,6 +325,13 @@ def test_other_layouts_are_explained(tmp_path, layout):
     ("audio_lengths", [1, 2], "audio_lengths must be 8 numbers"),
     ("regression_labels", ["a"] * 8, "regression_labels must hold numbers"),
     ("id", ["a"], "id has 1 entries, regression_labels 8"),
+    ("id", None, "id must be a list, found NoneType"),
+    ("id", [[]] * 8, r"train: id 0 is \[\], not a name"),
+    ("text", {"a": 1}, "text must hold numbers"),
+    ("text", [None] * 8, "found rows of shape"),
+    ("text", np.zeros((8, 0, 6)), r"text must be numbers \[N = 8"),
+    ("vision", 3, "vision must be numbers"),
+    ("text_bert", [[1, 2], [3]], "text_bert must hold numbers"),
   ],
 )
 def test_arrays_of_another_shape_are_explained(tmp_path, key, value, message):

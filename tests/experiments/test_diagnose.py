@@ -10,13 +10,21 @@ from mer_dg.experiments.diagnose import diagnose, to_markdown
 
 
 @pytest.fixture(scope="module")
-def probes():
+def diagnosis():
+  """``(probes, waves as they were handed on, maps)``."""
   config = cooccurrence.get_config()
   config.methods = ("erm", "mer_kde")
   config.targets = ("d0",)
   config.seeds = (0, 1)
   config.total_steps = config.eval_every = 300
-  return diagnose(Workbench(validate(config)))
+  waves, maps = [], []
+  probes = diagnose(Workbench(validate(config)), waves.append, maps.append)
+  return probes, waves, maps
+
+
+@pytest.fixture(scope="module")
+def probes(diagnosis):
+  return diagnosis[0]
 
 
 def mean(probes, training, probed, where):
@@ -68,10 +76,82 @@ def test_nothing_beats_the_best_possible_accuracy(probes):
 
 
 def test_markdown_has_a_row_per_training(probes):
-  lines = to_markdown(probes).splitlines()
+  lines = to_markdown(probes).split("\n\n")[0].splitlines()
   assert [line.split("|")[1].strip() for line in lines[2:]] == [
     "erm",
     "mer_kde",
     "alone",
   ]
   assert all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+def test_the_last_records_get_stress_and_representation(diagnosis):
+  _, waves, _ = diagnosis
+  before = {e.run: e for w in waves[:2] for e in w.evaluations if e.step == 300}
+  after = [e for w in waves[2:] for e in w.evaluations]
+  assert {e.run for e in after} == set(before)
+  assert len(before) == 4
+  for e in after:
+    old = before[e.run].metrics
+    assert e.step == 300
+    assert e.metrics.items() >= old.items()  # Nothing is changed,
+    new = e.metrics.keys() - old.keys()  # and this is added:
+    assert len([k for k in new if k.startswith("target/corrupted/m0/")]) == 4 * 5
+    assert {"target/mean_for_m0/accuracy", "target/mean_for_m1/accuracy"} <= new
+    for name in ("domain_accuracy", "procrustes", "entropy_knn/target"):
+      assert f"representation/m1/{name}" in new
+
+
+def test_stress_agrees_with_the_compiled_evaluation(diagnosis):
+  probes, waves, _ = diagnosis
+  for e in (e for w in waves[:2] for e in w.evaluations if e.step == 300):
+    fused = probes[e.run.method, "fused", "d0", e.run.seed]
+    for m in ("m0", "m1"):
+      recorded = e.metrics[f"target/without_{m}/accuracy"]
+      assert fused[f"without_{m}"] == pytest.approx(recorded, abs=1e-6)
+
+
+def test_what_carries_the_prediction_is_what_corruption_takes(probes):
+  values = {
+    method: [v for k, v in probes.items() if k[:2] == (method, "fused")]
+    for method in ("erm", "mer_kde")
+  }
+  lost = {
+    method: np.mean([v["target"] - v["corrupted/m0/spikes/5"] for v in rows])
+    for method, rows in values.items()
+  }
+  assert lost["mer_kde"] > 0.1  # 19 points over 20 runs when written,
+  assert lost["mer_kde"] > lost["erm"] + 0.05  # 3 for ERM, which is low to begin with.
+  mild = np.mean([v["corrupted/m0/spikes/1"] for v in values["mer_kde"]])
+  assert mild > np.mean([v["corrupted/m0/spikes/5"] for v in values["mer_kde"]]) + 0.1
+
+
+def test_entropy_is_larger_inside_what_was_trained_for_it(probes):
+  inside = lambda training, name: np.mean(
+    [v[name] for k, v in probes.items() if k[:2] == (training, "m0")]
+  )
+  for name in ("entropy_kde/target", "entropy_gaussian/val", "effective_rank/target"):
+    assert inside("mer_kde", name) > inside("erm", name)
+  assert 0.5 < inside("alone", "domain_accuracy") <= 1
+
+
+def test_maps_of_every_training_for_one_target_and_seed(diagnosis):
+  ((maps,),) = diagnosis[2:]
+  assert (maps.target, maps.seed) == ("d0", 0)
+  assert maps.trainings == ["erm", "mer_kde", "alone"]
+  assert {m.modality for m in maps.of("alone")} == {"m0", "m1"}
+  for m in maps.maps:
+    assert 100 < len(m.points) <= 320
+    assert set(m.domain) == {0, 1, 2, 3}
+
+
+def test_markdown_has_what_was_found_under_stress_and_inside(probes):
+  text = to_markdown(probes)
+  for heading in ("## Corrupted", "## Modalities missing", "## Inside the embeddings"):
+    assert heading in text
+  assert sum(line.startswith("| m1: ") for line in text.splitlines()) == 4
+  fused = [v for k, v in probes.items() if k[:2] == ("erm", "fused")]
+  zero, mean = (
+    100 * np.mean([v[f"{how}_m1"] for v in fused]) for how in ("without", "mean_for")
+  )
+  assert f"| without m1 | {zero:.1f} / {mean:.1f} |" in text

@@ -62,23 +62,50 @@ def test_the_best_mean_of_best_source_validations_wins():
     *evaluations(runs[2], 0.75),
     *evaluations(runs[3], 0.75),
   ]
-  assert choose(runs, found, "accuracy") == {("m", ("t", ())): ((("w", 1.0),), 2)}
+  assert choose(runs, found, "accuracy", "source_val") == {
+    ("m", ("t", ())): ((("w", 1.0),), 2)
+  }
 
 
 def test_ties_go_to_lower_nll_then_to_the_default():
   runs = [Run("m", "t", 0, o) for o in ((), (("w", 1.0),), (("w", 2.0),))]
   equal = [e for r in runs for e in evaluations(r, 0.5)]
-  assert choose(runs, equal, "accuracy")[("m", ("t", ()))] == ((), 3)
+  assert choose(runs, equal, "accuracy", "source_val")[("m", ("t", ()))] == ((), 3)
   better = [*equal[:2], *evaluations(runs[2], 0.5, nll=0.5)]
-  assert choose(runs, better, "accuracy")[("m", ("t", ()))] == ((("w", 2.0),), 3)
+  assert choose(runs, better, "accuracy", "source_val")[("m", ("t", ()))] == (
+    (("w", 2.0),),
+    3,
+  )
+
+
+def test_repaired_validation_may_choose_another_trial():
+  runs = [Run("m", "t", 0, o) for o in ((), (("w", 1.0),))]
+  scores = ((0.9, 0.4), (0.8, 0.6))  # Paired and re-paired validation.
+  found = [
+    Evaluation(
+      run,
+      10,
+      {
+        "val/accuracy": paired,
+        "val/nll": 1.0,
+        "val/repaired/accuracy": repaired,
+        "val/repaired/nll": 1.0,
+      },
+      0.0,
+    )
+    for run, (paired, repaired) in zip(runs, scores, strict=True)
+  ]
+  task = ("m", ("t", ()))
+  assert choose(runs, found, "accuracy", "source_val")[task][0] == ()
+  assert choose(runs, found, "accuracy", "repaired_val")[task][0] == (("w", 1.0),)
 
 
 def test_a_diverged_seed_is_no_better_mean():
   runs = [Run("m", "t", s, o) for o in ((), (("w", 1.0),)) for s in (0, 1)]
   found = [*evaluations(runs[0], 0.5), *evaluations(runs[1], 0.5)]
   found += evaluations(runs[2], 0.9)  # Seed 1 of this trial diverged.
-  assert choose(runs, found, "accuracy") == {("m", ("t", ())): ((), 2)}
-  assert choose(runs, [], "accuracy") == {("m", ("t", ())): ((), 2)}
+  assert choose(runs, found, "accuracy", "source_val") == {("m", ("t", ())): ((), 2)}
+  assert choose(runs, [], "accuracy", "source_val") == {("m", ("t", ())): ((), 2)}
 
 
 def test_final_runs_have_fresh_seeds_and_own_up_to_the_trials(config):

@@ -71,6 +71,31 @@ def test_appending_again_doubles_nothing(tmp_path, make):
   assert reporting.read_records(path) == records
 
 
+def test_a_record_that_is_there_gets_the_metrics_it_lacks(tmp_path, make):
+  path = tmp_path / "results.jsonl"
+  metrics = {"val/accuracy": 0.5, "val/nll": math.inf}
+  first, second = make(seed=0, metrics=metrics), make(seed=1, metrics=metrics)
+  reporting.append_records(path, [first, second])
+  more = make(seed=1, metrics=metrics | {"target/without_a/accuracy": 0.25})
+  new = make(seed=2, metrics=metrics)
+  assert reporting.append_records(path, [more, new]) == 2
+  found = reporting.read_records(path)
+  assert [r["seed"] for r in found] == [0, 1, 2]
+  assert found[1]["metrics"]["target/without_a/accuracy"] == 0.25
+  assert "target/without_a/accuracy" not in found[0]["metrics"]
+  assert reporting.append_records(path, [more, new]) == 0
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_metrics_of_another_network_are_not_mixed_in(tmp_path, make):
+  path = tmp_path / "results.jsonl"
+  reporting.append_records(path, [make(metrics={"val/accuracy": 0.5})])
+  other = make(metrics={"val/accuracy": 0.6, "target/without_a/accuracy": 0.25})
+  with pytest.warns(UserWarning, match="1 new ones are not added"):
+    assert reporting.append_records(path, [other]) == 0
+  assert reporting.read_records(path)[0]["metrics"] == {"val/accuracy": 0.5}
+
+
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_half_written_last_line_is_dropped_then_cut_off(tmp_path, make, cut):
   path = tmp_path / "results.jsonl"

@@ -94,3 +94,21 @@ def test_inner_runs_add_a_table_of_leave_one_source_out(tmp_path, make):
   page = (tmp_path / "report" / "index.html").read_text()
   assert "Setting and step chosen on left-out sources" in page
   assert "leave_one_source_out" in (tmp_path / "report" / "table.csv").read_text()
+
+
+def test_the_headline_may_be_repaired_validation(tmp_path, experiment):
+  """Re-paired validation prefers step 30 here, which is 5 points better."""
+  records = []
+  for record in experiment:
+    best = record["step"] == 30
+    more = {"val/repaired/accuracy": 0.5 + 0.1 * best, "val/repaired/nll": 1.0}
+    records.append(record | {"metrics": record["metrics"] | more})
+  text = reporting.write_report(tmp_path, records, rule="repaired_val")
+  head, _, rest = text.partition("### Checkpoint selected on source validation\n")
+  # Means of ERM over targets at steps 30 and 20: (.52 + .32) / 2 with and without .05.
+  assert "47.0" in head.split("| erm")[1].splitlines()[0]
+  assert "42.0" in rest.split("| erm")[1].splitlines()[0]
+  assert "modalities re-paired within class" in head
+  # Records without it have no such table.
+  plain = reporting.write_report(tmp_path / "old", experiment)
+  assert "re-paired" not in plain

@@ -7,6 +7,7 @@ from mer_dg.reporting.plots.comparison import (
   target_plot,
 )
 from mer_dg.reporting.plots.curves import curve_figures, curve_panels, learning_curves
+from mer_dg.reporting.plots.embedding import embedding_map
 from mer_dg.reporting.plots.overview import can_compare, overview_plot
 from mer_dg.reporting.plots.stress import (
   missing_plot,
@@ -21,6 +22,7 @@ __all__ = [
   "curve_figures",
   "curve_panels",
   "difference_plot",
+  "embedding_map",
   "learning_curves",
   "missing_plot",
   "overview_plot",

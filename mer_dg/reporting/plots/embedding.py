@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TARGET = "^"  # The target's mark; sources have the others, again from the start.
 _SOURCES = "osDPX*"
+_HEIGHT = 0.85  # Of a panel, over its width.
 
 
 def embedding_map(maps: EmbeddingMaps, training: str) -> Figure:
@@ -44,7 +45,7 @@ def embedding_map(maps: EmbeddingMaps, training: str) -> Figure:
   columns = max(1, int(72 * width / (34 + 5 * longest)))
   rows = -(-len(handles) // columns)
   with matplotlib.rc_context(style.RC):
-    size = (width, 3.0 * nrows + 0.2 * rows)  # The legend takes nothing from the maps.
+    size = (width, 3.2 * nrows + 0.2 * rows)  # The legend takes nothing from the maps.
     fig = Figure(figsize=size, layout="constrained")
     axes = fig.subplots(nrows, ncols, squeeze=False).flatten()
     for ax, panel in zip(axes, panels, strict=False):
@@ -109,11 +110,21 @@ def _draw(ax: Axes, maps: EmbeddingMaps, panel: EmbeddingMap) -> None:
         _number(ax, k, at, framed=target, many=len(maps.class_names) > 10)
   ax.set_xticks([])
   ax.set_yticks([])
-  ax.set_aspect("equal", adjustable="datalim")
+  _fit(ax, panel.points)
   first, second = (f"{100 * s:.0f} %" for s in panel.share)
   ax.set_xlabel(f"first component, {first} of the variance")
   ax.set_ylabel(f"second, {second}")
   ax.set_title(f"{panel.training}: {panel.modality}", loc="left")
+
+
+def _fit(ax: Axes, points: np.ndarray) -> None:
+  """Both axes in the same units, around the points, in a frame of fixed shape."""
+  low, high = points.min(axis=0), points.max(axis=0)
+  half = 0.54 * max(high[0] - low[0], (high[1] - low[1]) / _HEIGHT, 1e-6)
+  (x, y) = (low + high) / 2
+  ax.set_box_aspect(_HEIGHT)
+  ax.set_xlim(x - half, x + half)
+  ax.set_ylim(y - _HEIGHT * half, y + _HEIGHT * half)
 
 
 def _number(ax: Axes, label: int, at: np.ndarray, *, framed: bool, many: bool) -> None:

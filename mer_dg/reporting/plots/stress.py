@@ -14,11 +14,13 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
+# With more conditions, only those with one modality withheld are drawn.
+_MOST_BARS = 7
 _HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "++", "oo")
 
 
 def missing_plot(missing: stress.MissingModality) -> Figure:
-  """Bars of the target score with every modality, and with one or more missing.
+  """Bars of the target score with every modality, and with one or more withheld.
 
   Args:
     missing: Of `stress.missing_modality`.
@@ -28,6 +30,8 @@ def missing_plot(missing: stress.MissingModality) -> Figure:
 
   scale, n = style.scale(missing.metric), len(missing.methods)
   groups = missing.conditions
+  if len(groups) > _MOST_BARS:
+    groups = tuple(g for g in groups if " + " not in g)
   width = 0.8 / n
   with matplotlib.rc_context(style.RC):
     size = min(12.0, max(4.4, 1.2 + 0.24 * len(groups) * (n + 1)))

@@ -29,6 +29,7 @@ LINES = ("-", "--", "-.", ":")
 GRID, RULE, AXIS = "#DDDDDD", "#888888", "#555555"
 SELECTION = {
   "source_val": "selected on source validation",
+  "repaired_val": "selected on re-paired source validation",
   "last": "last step",
   "leave_one_source_out": "selected on left-out sources",
   "oracle": "ORACLE, selected on the target",

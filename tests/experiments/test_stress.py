@@ -1,0 +1,148 @@
+"""Corrupted and missing modalities of a small set of every kind of input."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mer_dg.data.dataset import make_dataset
+from mer_dg.evaluation import CORRUPTIONS
+from mer_dg.experiments import Workbench, stress, validate
+from mer_dg.experiments.build import HEADLINE
+
+RUNS = 2
+
+
+def dataset():
+  """A vector, a padded sequence and an image; some rows lack the sequence."""
+  rng = np.random.default_rng(0)
+  n, label = 45, np.arange(45) % 3
+  present = rng.random(n) < 0.8
+  sequence = rng.normal(size=(n, 6, 2)).astype(np.float32) + label[:, None, None]
+  sequence[~present] = np.nan
+  return make_dataset(
+    name="kinds",
+    inputs={
+      "v": (rng.normal(size=(n, 4)) + label[:, None]).astype(np.float32),
+      "s": sequence,
+      "i": rng.integers(0, 255, (n, 8, 8, 1), dtype=np.uint8),
+    },
+    present={"s": present},
+    lengths={"s": rng.integers(2, 7, n)},
+    label=label,
+    domain=np.arange(n) // 15,
+    class_names=list("xyz"),
+    domain_names=list("pqr"),
+  )
+
+
+@pytest.fixture(scope="module")
+def bench(tiny):
+  config = validate(tiny("", targets=("r",), methods=("erm",), seeds=(0, 1)))
+  config["data"]["name"] = "npz"
+  return Workbench(config, dataset())
+
+
+@pytest.fixture(scope="module")
+def networks(bench):
+  """``(variables, embeddings)`` of two untrained networks, stacked."""
+  arrays = bench.host_arrays
+
+  def one(key):
+    variables = bench.network.init(key)
+    outputs, _ = bench.network.apply(
+      variables, arrays.inputs, arrays.present, train=False, key=None
+    )
+    return variables, outputs.embeddings
+
+  keys = jax.random.split(jax.random.key(0), RUNS)
+  return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys))
+
+
+def clean(bench, networks):
+  """Headline metric of the target rows, by fusing the embeddings of those alone."""
+  variables, z = networks
+  rows = bench.split("r").test
+  here = {m: p[rows] for m, p in bench.dataset.present.items()}
+  of_run = lambda v, z: bench.network.fuse(v, {m: a[rows] for m, a in z.items()}, here)
+  logits = jax.vmap(of_run)(variables, z)
+  label = bench.dataset.label[rows]
+  metric = HEADLINE[bench.config["metric"]]
+  return np.array([metric(x, label, np.ones(len(rows), bool)) for x in logits])
+
+
+def test_every_corruption_of_every_kind_and_all_subsets_are_scored(bench, networks):
+  scores = stress.Stress(bench).scores("r", *networks)
+  kinds = {"v": "vector", "s": "sequence", "i": "image"}
+  expected = {
+    f"corrupted/{m}/{name}/{severity}"
+    for m, kind in kinds.items()
+    for name in CORRUPTIONS[kind]
+    for severity in range(1, 6)
+  }
+  subsets = ("v", "s", "i", "v+s", "v+i", "s+i")
+  expected |= {f"{how}_{s}" for how in ("without", "mean_for") for s in subsets}
+  assert set(scores) == expected
+  assert all(v.shape == (RUNS,) for v in scores.values())
+  assert all(((v >= 0) & (v <= 1)).all() for v in scores.values())
+
+
+def test_a_corruption_that_changes_nothing_scores_as_clean(
+  bench, networks, monkeypatch
+):
+  monkeypatch.setattr(stress, "corrupt", lambda x, *_, **__: x)
+  scores = stress.Stress(bench).scores("r", *networks)
+  want = clean(bench, networks)
+  for m in bench.dataset.modalities:
+    name = CORRUPTIONS[stress.corruption_kind(bench, m)][0]
+    np.testing.assert_allclose(scores[f"corrupted/{m}/{name}/3"], want, err_msg=m)
+
+
+def test_inputs_keep_padding_missing_rows_and_validity(bench):
+  found = list(stress.corrupted_inputs(bench, "r", "s", "sequence", "gaussian_noise"))
+  again = list(stress.corrupted_inputs(bench, "r", "s", "sequence", "gaussian_noise"))
+  np.testing.assert_array_equal(found, again)
+  rows = bench.split("r").test
+  was = bench.host_arrays.inputs["s"][rows]
+  for x in found:
+    np.testing.assert_array_equal(x[..., -1], was[..., -1])
+    np.testing.assert_array_equal(x[was[..., -1] == 0], 0)
+  change = [np.abs(x - was)[was[..., -1] == 1].mean() for x in found]
+  assert change[0] > 0
+  assert (np.diff(change) > 0).all()  # Severity by severity.
+
+
+def with_input(bench, x, kind):
+  d = bench.dataset
+  changed = dataclasses.replace(d, inputs={"i": x}, kinds={"i": kind})
+  return Workbench(bench.config, changed)
+
+
+@pytest.mark.parametrize(
+  ("x", "kind", "expected"),
+  [
+    (np.full((45, 2, 2, 1), 0.5, np.float32), "image", "image"),
+    (np.full((45, 2, 2, 1), 1.5, np.float32), "image", None),
+    (np.full((45, 2, 2, 1), np.nan, np.float32), "image", None),
+    (np.zeros((45, 2, 2, 1), np.int16), "image", None),
+    (np.zeros((45, 3, 2, 2, 2), np.uint8), "clip", "flow"),
+    (np.zeros((45, 3, 2, 2, 3), np.uint8), "clip", "clip"),
+  ],
+)
+def test_the_kind_of_images_depends_on_their_scale(bench, x, kind, expected):
+  assert stress.corruption_kind(with_input(bench, x, kind), "i") == expected
+
+
+@pytest.mark.parametrize(
+  ("audio", "kind"), [("logmel", "logmel"), ("waveform", "waveform")]
+)
+def test_audio_of_av_digits_is_known(bench, audio, kind):
+  config = {**bench.config, "data": {**bench.config["data"], "name": "av_digits"}}
+  config["data"]["audio"] = audio
+  own = Workbench(config, bench.dataset)
+  assert stress.corruption_kind(own, "s") == kind
+  assert stress.corruption_kind(own, "i") == "image"
+  if kind == "waveform":  # Frames of 2 samples every 20 ms are one signal.
+    (first, *_) = stress.corrupted_inputs(own, "r", "s", kind, "white_noise")
+    assert first.shape == own.host_arrays.inputs["s"][own.split("r").test].shape
