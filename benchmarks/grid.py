@@ -36,7 +36,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mer_dg.experiments.grid import WaveProgram, wave_size
+from mer_dg.experiments.grid import WaveProgram
+from mer_dg.experiments.memory import wave_size
 from mer_dg.networks import count_parameters
 from mer_dg.reporting import device_name
 
@@ -76,7 +77,7 @@ def main() -> None:
 def _ours(bench, runs) -> float:
   """Seconds for all runs in waves, compilation included."""
   start = time.perf_counter()
-  size = min(len(runs), wave_size(bench.config))
+  size = min(len(runs), wave_size(bench))
   program = WaveProgram(bench, "erm", bench.tasks(), size)
   for i in range(0, len(runs), size):
     state, pool, _ = program.begin(runs[i : i + size])

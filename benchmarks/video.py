@@ -47,13 +47,20 @@ from mer_dg.training.state import run_keys
 SIZE = (256, 456)
 FRAMES = 90
 DOMAINS = ("human", "animal", "cartoon")
+# Method, and what is trained of the encoders.
+STEPS = (
+  ("erm", "layer4"),
+  ("mer_kde", "layer4"),
+  ("mer_kde+mm", "layer4"),
+  ("mer_kde", "all"),
+)
 
 
 # --- a set to read -------------------------------------------------------------------
 
 
 def _noise(rng, channels: int) -> np.ndarray:
-  """A picture whose JPEG is about as large as a real one's; moved from frame to frame."""
+  """A picture with grain, whose JPEG is not much smaller than a real one."""
   y, x = np.mgrid[: SIZE[0], : SIZE[1]]
   smooth = 127 + 60 * np.sin(x / 40) * np.cos(y / 30)
   grain = rng.normal(0, 9, (*SIZE, channels))
@@ -215,12 +222,9 @@ def steps(args, folder: pathlib.Path) -> None:
   """Prints time and planned memory of training steps."""
   print("| step | trained | ms | clips/s | arguments MiB | temporaries MiB | TFLOP |")
   print("|---|---|---:|---:|---:|---:|---:|")
-  for method, trainable in (
-    ("erm", "layer4"),
-    ("mer_kde", "layer4"),
-    ("mer_kde+mm", "layer4"),
-    ("mer_kde", "all"),
-  ):
+  for method, trainable in STEPS:
+    if args.only not in ("", f"{method}/{trainable}"):
+      continue
     step, state, stream = _driver(_config(args, method, trainable, folder))
     batch = jax.device_put(next(stream))
     stream.close()
@@ -293,6 +297,7 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--remat", action="store_true")
+  parser.add_argument("--only", default="", help="one of the steps: mer_kde/layer4")
   parser.add_argument(
     "--depths",
     default=(),

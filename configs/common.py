@@ -20,8 +20,8 @@ def get_config() -> config_dict.ConfigDict:
   c.seeds = (0, 1, 2, 3, 4)  # Of the table.
   c.split_seed = 0  # Train/validation split; the same for every method.
   c.metric = "accuracy"  # Headline: accuracy or balanced_accuracy.
-  # What chooses checkpoints and, in a search, settings: source_val; repaired_val: source
-  # validation with modalities re-paired within class (docs/evaluation.md).
+  # What chooses checkpoints and, in a search, settings: source_val; repaired_val, on
+  # validation rows with modalities re-paired within class (docs/evaluation.md).
   c.selection = "source_val"
 
   c.driver = "resident"  # Of a single run: resident (data on device) or stream.
@@ -59,7 +59,8 @@ def get_config() -> config_dict.ConfigDict:
   )
 
   c.network = dict(
-    encoder="auto",  # auto by input rank; mlp, linear or conv; backbones of epic, hac.
+    # auto by input rank; mlp, linear, conv; hust_cnn, sentiment_transformer; backbones.
+    encoder="auto",
     fusion="concat",
     embedding_dim=64,  # Per modality.
     hidden_dim=128,  # Of the encoders.

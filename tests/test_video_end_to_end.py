@@ -164,6 +164,23 @@ def test_the_trunk_is_that_of_the_file_and_layer4_has_moved(trained, weights):
   assert "frozen" not in names
 
 
+def test_evaluation_by_hand(trained, config, prepared):
+  """Negative log-likelihood of validation and target rows, one batch for all."""
+  state, workdir = trained
+  bench = Workbench(validate(config(prepared)))
+  split, reader = bench.split("cartoon"), bench.dataset.reader(train=False)
+  rows = np.concatenate([*split.val.values(), split.test])
+  batch = jax.tree.map(lambda *a: np.stack(a), *[reader[int(i)] for i in rows])
+  inputs = jax.jit(device_inputs)(batch)
+  apply = jax.jit(lambda v, x, p: bench.network.apply(v, x, p, train=False)[0].logits)
+  log_p = jax.nn.log_softmax(apply(state.variables, inputs, batch["present"]))
+  nll = -np.take_along_axis(np.asarray(log_p), batch["label"][:, None], axis=1)[:, 0]
+  found = workdir.records()[-1]["metrics"]
+  assert len(nll) == 5
+  np.testing.assert_allclose(found["val/nll"], nll[:2].mean(), rtol=1e-4)
+  np.testing.assert_allclose(found["target/nll"], nll[2:].mean(), rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def resumed(config, tree, tmp_path_factory):
   """State and workdir of a run on the published folder, stopped after one step."""

@@ -96,7 +96,9 @@ def _missing(probes: Probes) -> str:
   names = (k for rows in fused.values() for r in rows for k in r)
   subsets = {k.removeprefix(_MISSING) for k in names if k.startswith(_MISSING)}
   body = []
-  for subset in sorted(subsets, key=lambda s: (s.count("+"), s)):
+  order = _names(probes, 1)
+  places = lambda s: [order.index(m) for m in s.split("+") if m in order]
+  for subset in sorted(subsets, key=lambda s: (s.count("+"), places(s), s)):
     cells = [
       " / ".join(
         f"{100 * _mean([r[prefix + subset] for r in rows]):.1f}"

@@ -10,7 +10,7 @@ many jax is told to expose: on two cores two devices are slower than one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import time
@@ -30,6 +30,7 @@ from mer_dg.experiments.build import (
   name_sources,
 )
 from mer_dg.experiments.hosts import this_host
+from mer_dg.experiments.memory import is_out_of_memory, wave_size
 from mer_dg.experiments.runs import Evaluation, Run, run_hyper
 from mer_dg.training.progress import Progress
 from mer_dg.training.state import TrainState, make_state
@@ -39,12 +40,6 @@ from mer_dg.training.step import (
   make_resident_chunk,
   make_train_step,
 )
-
-# Runs trained at once where the config leaves it open. On two CPU cores 1 to 64 runs at
-# once are about equally fast (benchmarks/resident.py --waves): a small wave writes its
-# records sooner. An accelerator wants many.
-_WAVE_CPU = 16
-_WAVE_ACCELERATOR = 256
 
 
 class Divergence(NamedTuple):
@@ -260,12 +255,6 @@ def trainings(runs: Sequence[Run]) -> list[list[Run]]:
   return list(lanes.values())
 
 
-def wave_size(config: Mapping[str, Any]) -> int:
-  """Largest number of runs of a wave: ``config.wave``, or a default of the device."""
-  on_cpu = jax.default_backend() == "cpu"
-  return config["wave"] or (_WAVE_CPU if on_cpu else _WAVE_ACCELERATOR)
-
-
 def train_all(
   bench: Workbench,
   runs: Sequence[Run],
@@ -277,7 +266,8 @@ def train_all(
 
   Which runs share a wave depends on ``runs`` (and the number of hosts) alone: a table
   that was interrupted goes on in the same waves, and ends with the same numbers. Of
-  several hosts each trains every n-th wave.
+  several hosts each trains every n-th wave. A wave that does not fit into the memory of
+  the device is trained in halves.
 
   Args:
     bench: The workbench.
@@ -290,7 +280,8 @@ def train_all(
   groups: dict[Any, list[Run]] = {}
   for run in runs:
     groups.setdefault((run.method, bench.task(*run.task)), []).append(run)
-  size = lambda members: min(wave_size(bench.config), -(-len(members) // hosts))
+  most = wave_size(bench)
+  size = lambda members: min(most, -(-len(members) // hosts))
   waves = {group: _waves(members, size(members)) for group, members in groups.items()}
   ours = {group: ws[host::hosts] for group, ws in waves.items()}
   left = {g: [w for w in ws if not done.issuperset(w)] for g, ws in ours.items()}
@@ -298,14 +289,37 @@ def train_all(
   with Progress(count * bench.config["total_steps"], 0, "") as progress:
     for group, members in groups.items():
       name, tasks = group[0], list(dict.fromkeys(run.task for run in members))
-      if left[group]:
-        lanes = max(len(trainings(wave)) for wave in waves[group])
-        program = WaveProgram(bench, name, tasks, lanes)
-      for i, wave in enumerate(left[group]):
-        progress.name(f"{name} {i + 1}/{len(left[group])}")
-        result = program.train(wave, progress.add)
+      if not left[group]:
+        continue
+      lanes = max(len(trainings(wave)) for wave in waves[group])
+      progress.name(f"{name}, {len(left[group])} waves")
+      make = functools.partial(WaveProgram, bench, name, tasks)
+      for result in _trained(make, lanes, left[group], progress):
         on_wave(result)
         progress.write(_wave_line(name, result, bench.config["metric"]))
+
+
+def _trained(
+  make: Callable[[int], WaveProgram],
+  lanes: int,
+  waves: Sequence[Sequence[Run]],
+  progress: Progress,
+) -> Iterator[Wave]:
+  """Trains waves one after another, in halves once one is too large for the device."""
+  program, left = make(lanes), list(waves)
+  while left:
+    try:
+      result = program.train(left[0], progress.add)
+    except jax.errors.JaxRuntimeError as error:
+      if not is_out_of_memory(error) or lanes == 1:
+        raise
+      lanes = -(-lanes // 2)
+      progress.write(f"Out of memory: going on with {lanes} runs at once.")
+      program = make(lanes)
+      left = [part for wave in left for part in _waves(wave, lanes)]
+      continue
+    del left[0]
+    yield result
 
 
 def _waves(members: Sequence[Run], size: int) -> list[Sequence[Run]]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mer_dg import experiments
-from mer_dg.experiments import ConfigError, benchmark, grid, validate
+from mer_dg.experiments import ConfigError, benchmark, grid, memory, validate
 from mer_dg.experiments.board import Board
 from mer_dg.experiments.runs import Run
 from mer_dg.experiments.workdir import Workdir
@@ -81,7 +81,7 @@ def interrupted(config, tmp_path_factory):
 
   call = lambda: experiments.run(config, workdir=str(folder), mode="benchmark")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(grid, "_WAVE_CPU", 2)
+    patch.setattr(memory, "_WAVE_CPU", 2)
     patch.setattr(grid.WaveProgram, "train", train(0))
     with pytest.raises(KeyboardInterrupt):
       call()

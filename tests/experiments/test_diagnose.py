@@ -1,24 +1,30 @@
 """The generated set shows fusion overfitting, as its documentation says."""
 
+import json
+
 import numpy as np
 import pytest
 
 from configs import cooccurrence
 from mer_dg.data.cooccurrence import Cooccurrence, best_target_accuracy
-from mer_dg.experiments import Workbench, validate
+from mer_dg.experiments import Workbench, launch, validate
 from mer_dg.experiments.diagnose import diagnose, to_markdown
 
 
-@pytest.fixture(scope="module")
-def diagnosis():
-  """``(probes, waves as they were handed on, maps)``."""
+def make_config():
   config = cooccurrence.get_config()
   config.methods = ("erm", "mer_kde")
   config.targets = ("d0",)
   config.seeds = (0, 1)
   config.total_steps = config.eval_every = 300
+  return config
+
+
+@pytest.fixture(scope="module")
+def diagnosis():
+  """``(probes, waves as they were handed on, maps)``."""
   waves, maps = [], []
-  probes = diagnose(Workbench(validate(config)), waves.append, maps.append)
+  probes = diagnose(Workbench(validate(make_config())), waves.append, maps.append)
   return probes, waves, maps
 
 
@@ -155,3 +161,43 @@ def test_markdown_has_what_was_found_under_stress_and_inside(probes):
     100 * np.mean([v[f"{how}_m1"] for v in fused]) for how in ("without", "mean_for")
   )
   assert f"| without m1 | {zero:.1f} / {mean:.1f} |" in text
+
+
+def test_a_table_that_is_diagnosed_later_keeps_its_records(
+  diagnosis, tmp_path, monkeypatch
+):
+  probes, waves, maps = diagnosis
+  shown = waves[:2]  # As --mode=train would leave it.
+
+  def replay(bench, on_wave, on_maps=lambda _: None):
+    for wave in shown:
+      on_wave(wave)
+    on_maps(*maps)
+    return probes
+
+  def records():
+    monkeypatch.setattr(launch, "diagnose", replay)
+    text = launch.run(make_config(), workdir=str(tmp_path), mode="diagnose")
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    return text, [json.loads(line) for line in lines]
+
+  _, before = records()
+  shown = waves
+  text, after = records()
+  assert len(after) == len(before) == 4
+  for old, new in zip(before, after, strict=True):
+    assert new | {"metrics": {}} == old | {"metrics": {}}
+    added = new["metrics"].keys() - old["metrics"].keys()
+    assert {k.split("/")[1] for k in added} == {
+      *("corrupted", "mean_for_m0", "mean_for_m1", "m0", "m1"),
+    }
+  folder = tmp_path / "report"
+  assert (folder / "diagnosis.md").read_text() == text + "\n"
+  rows = [*map(json.loads, (folder / "diagnosis.jsonl").read_text().splitlines())]
+  name = "corrupted/m1/spikes/5"
+  fused = sorted(r[name] for r in rows if r["probed"] == "fused")
+  assert fused == sorted(r["metrics"][f"target/{name}/accuracy"] for r in after)
+  page = (folder / "index.html").read_text()
+  for heading in ("With a modality corrupted", "Inside the embeddings", "mean for m0"):
+    assert heading in page
+  assert (folder / "corrupted.png").stat().st_size > 5000

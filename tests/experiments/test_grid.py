@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mer_dg.evaluation import Assignment
-from mer_dg.experiments import Workbench, grid, launch, run, validate
+from mer_dg.experiments import Workbench, grid, run, tables, validate
 from mer_dg.experiments.grid import WaveProgram, train_all
 from mer_dg.experiments.runs import Run
 from mer_dg.experiments.workdir import Workdir, read_lines
@@ -20,8 +20,8 @@ from mer_dg.reporting import read_records
 # The table of test_killed_grid, whose second wave is killed when it is to be written.
 KILLED = """
 import os, runpy, signal, sys
-from mer_dg.experiments import launch
-append, calls = launch.append_records, []
+from mer_dg.experiments import tables
+append, calls = tables.append_records, []
 def kill_at(path, records):
   calls.append(path)
   if len(calls) == 2:
@@ -29,7 +29,7 @@ def kill_at(path, records):
   append(path, records)
   if len(calls) == 2:
     os.kill(os.getpid(), signal.SIGKILL)
-launch.append_records = kill_at
+tables.append_records = kill_at
 sys.argv = ["main.py", *sys.argv[1:]]
 runpy.run_path("main.py", run_name="__main__")
 """
@@ -132,7 +132,7 @@ def test_killed_grid(tiny, flags, tmp_path, repo_root, comparable):
 def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeypatch):
   """Seed 1 gets an absurd learning rate; the other seeds make the table."""
   runs = [Run("erm", "d0", s, (("optimizer.lr", 1e30),) * (s == 1)) for s in range(3)]
-  monkeypatch.setattr(launch, "final_runs", lambda *_: runs)
+  monkeypatch.setattr(tables, "final_runs", lambda *_: runs)
   config = tiny("", methods=("erm",), targets=("d0",), seeds=(0, 1, 2), wave=3)
   text = run(config, workdir=str(tmp_path))
   assert {r["seed"] for r in read_records(tmp_path / "results.jsonl")} == {0, 2}
@@ -143,7 +143,7 @@ def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeyp
     assert "Left out: runs that diverged\n\n- erm, target d0, seed 1" in shown
   assert "the run is left out" in capsys.readouterr().err
   # It is not tried again.
-  monkeypatch.setattr(launch, "train_all", lambda *_, **__: pytest.fail("trained"))
+  monkeypatch.setattr(tables, "train_all", lambda *_, **__: pytest.fail("trained"))
   assert "Left out" in run(config, workdir=str(tmp_path))
   assert "3 of 3 runs are there already" in capsys.readouterr().out
 
@@ -201,7 +201,7 @@ def test_devices_share_the_runs_and_change_no_number(
 def test_a_finished_table_trains_nothing(tiny, tmp_path, monkeypatch, capsys):
   config = tiny("", methods=("erm",), targets=("d0",), seeds=(0, 1), wave=2)
   first = run(config, workdir=str(tmp_path))
-  monkeypatch.setattr(launch, "train_all", lambda *_, **__: pytest.fail("trained"))
+  monkeypatch.setattr(tables, "train_all", lambda *_, **__: pytest.fail("trained"))
   assert run(config, workdir=str(tmp_path)) == first
   assert "2 of 2 runs are there already" in capsys.readouterr().out
   assert Workdir(tmp_path, validate(config)).records()

@@ -69,7 +69,7 @@ def clean(bench, networks):
   logits = jax.vmap(of_run)(variables, z)
   label = bench.dataset.label[rows]
   metric = HEADLINE[bench.config["metric"]]
-  return np.array([metric(x, label, np.ones(len(rows), bool)) for x in logits])
+  return np.array([metric(x, label) for x in logits])
 
 
 def test_every_corruption_of_every_kind_and_all_subsets_are_scored(bench, networks):
@@ -95,7 +95,9 @@ def test_a_corruption_that_changes_nothing_scores_as_clean(
   scores = stress.Stress(bench).scores("r", *networks)
   want = clean(bench, networks)
   for m in bench.dataset.modalities:
-    name = CORRUPTIONS[stress.corruption_kind(bench, m)][0]
+    kind = stress.corruption_kind(bench, m)
+    assert kind is not None
+    name = CORRUPTIONS[kind][0]
     np.testing.assert_allclose(scores[f"corrupted/{m}/{name}/3"], want, err_msg=m)
 
 

@@ -1,11 +1,22 @@
 """Configs of EPIC-Kitchens and HAC: names, and what is refused before it costs time."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 import pytest
 
 from configs import epic_kitchens, hac
-from mer_dg.experiments import ConfigError, DataError, Workbench, pretrained, validate
+from mer_dg.data.spectrogram import SAMPLES
+from mer_dg.data.video_reader import device_inputs
+from mer_dg.experiments import (
+  ConfigError,
+  DataError,
+  Workbench,
+  pretrained,
+  validate,
+  video,
+)
 from mer_dg.experiments.config import protocol_hash
 from mer_dg.experiments.video_config import KINDS, make_backbones
 from mer_dg.networks import make_backbone
@@ -122,6 +133,32 @@ def test_random_weights_are_said_aloud():
   said = pretrained.notice({"video": "1a2b", "audio": "random"})
   assert "WARNING: the encoders of audio start from RANDOM weights" in said
   assert "config.backbones.audio.weights" in said
+
+
+def test_the_step_sees_new_noise_in_the_sound_every_time():
+  class State(NamedTuple):
+    step: int
+
+  rng = np.random.default_rng(0)
+  batch = {
+    "inputs": {
+      "audio": rng.integers(-3000, 3000, (2, SAMPLES)).astype(np.int16),
+      "video": rng.integers(0, 255, (2, 1, 2, 2, 3)).astype(np.uint8),
+    },
+    "present": {"audio": np.array([True, False]), "video": np.ones(2, bool)},
+    "index": np.array([3, 4]),
+  }
+  step = jax.jit(video.with_inputs(lambda state, batch, key: batch["inputs"]))
+  key = jax.random.key(0)
+  first, again, later = (step(State(s), batch, key) for s in (0, 0, 1))
+  plain = device_inputs(batch)
+  np.testing.assert_array_equal(first["audio"], again["audio"])
+  np.testing.assert_array_equal(first["video"], plain["video"])
+  for other in (plain, later):
+    # Noise of up to 0.05, and nine rows of frequency.
+    difference = np.abs(first["audio"][0] - other["audio"][0])
+    assert 0.01 < np.median(difference) <= 0.1
+  assert not np.any(first["audio"][1])  # Missing.
 
 
 def test_a_random_layer4_differs_between_seeds_and_the_trunk_does_not(config, tmp_path):

@@ -37,7 +37,7 @@ def embedding_map(maps: EmbeddingMaps, training: str) -> Figure:
   panels = maps.of(training)
   if not panels:
     raise ValueError(f"training={training!r} is not one of {maps.trainings}.")
-  ncols = min(3, len(panels))
+  ncols = min(len(panels), 2 if len(panels) == 4 else 3)
   nrows = -(-len(panels) // ncols)
   handles = _handles(maps)
   width = max(6.0, 3.1 * ncols + 0.4)

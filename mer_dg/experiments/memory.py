@@ -1,0 +1,76 @@
+"""How many runs fit into memory at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mer_dg.experiments.build import EVAL_BLOCK, Workbench
+
+# Runs trained at once where the config leaves it open and memory does not bound it. On
+# two CPU cores 1 to 64 runs at once are about equally fast (benchmarks/resident.py
+# --waves): a small wave writes its records sooner. An accelerator wants many.
+_WAVE_CPU = 16
+_WAVE_ACCELERATOR = 256
+# Share of the memory that a wave may take.
+_SHARE = 0.5
+# Parameters, two moments, gradient, update and a copy.
+_COPIES_OF_PARAMETERS = 6
+# Activations of encoders over the bytes of their inputs, upwards of what the four sets
+# of configs/benchmark.py take by XLA's analysis.
+_ACTIVATIONS = 16
+# Whatever is small: keys, indices, statistics of a method.
+_REST = 2**20
+
+
+def wave_size(bench: Workbench) -> int:
+  """Largest number of runs of a wave: ``config.wave``, or what device and memory allow.
+
+  It depends on the machine and the config, not on what else is running: a table that
+  was interrupted goes on in the same waves. An estimate: `is_out_of_memory` tells when
+  it was too large.
+  """
+  if bench.config["wave"]:
+    return bench.config["wave"]
+  most = _WAVE_CPU if jax.default_backend() == "cpu" else _WAVE_ACCELERATOR
+  return int(np.clip(_SHARE * memory_bytes() // run_bytes(bench), 1, most))
+
+
+def run_bytes(bench: Workbench) -> int:
+  """About what one run takes on the device, the dataset not included, in bytes."""
+  network, dataset = bench.network, bench.dataset
+  parameters = _bytes(jax.eval_shape(network.init, jax.random.key(0)))
+  width = len(network.modalities) * bench.config["network"]["embedding_dim"]
+  logits = dataset.num_classes * (len(network.modalities) + 2)
+  evaluation = 4 * len(dataset) * (width + logits)
+  row = sum(4 * math.prod(x.shape[1:]) for x in dataset.inputs.values())
+  rows = max(EVAL_BLOCK, bench.config["batch_size"])
+  activations = _ACTIVATIONS * rows * row
+  return _COPIES_OF_PARAMETERS * parameters + evaluation + activations + _REST
+
+
+def memory_bytes(device: jax.Device | None = None) -> int:
+  """Memory of an accelerator, or of this machine or container."""
+  device = device or jax.local_devices()[0]
+  if device.platform != "cpu":
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+      return int(stats["bytes_limit"])
+  own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  limit = Path("/sys/fs/cgroup/memory.max")
+  text = limit.read_text().strip() if limit.exists() else "max"
+  return min(own, int(text)) if text.isdigit() else own
+
+
+def is_out_of_memory(error: Exception) -> bool:
+  """Whether a device ran out of memory."""
+  return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _bytes(tree) -> int:
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
