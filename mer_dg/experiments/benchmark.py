@@ -130,6 +130,11 @@ def plan(config: Mapping[str, Any], folder: Path) -> Iterator[Cell]:
   sets = benchmark["datasets"] or {config["data"]["name"]: {}}
   for dataset, changes in sets.items():
     own = _merged(config, changes) | {"benchmark": _NONE}
+    if own.get("metric") != config["metric"]:
+      raise ConfigError(
+        f"config.benchmark.datasets.{dataset}.metric={own.get('metric')!r}: all tables "
+        f"of a benchmark have one headline, config.metric={config['metric']!r}."
+      )
     try:
       whole = load_dataset(validate(own)["data"])
     except ValueError as error:

@@ -140,6 +140,10 @@ def test_a_table_that_cannot_train_is_named_before_any_does(config, tmp_path):
     one = config.copy_and_resolve_references()
     one.target = "d1"
     experiments.run(one, workdir=str(folder), mode="benchmark")
+  other = config.copy_and_resolve_references()
+  other.benchmark.datasets = {"x": {"metric": "balanced_accuracy"}}
+  with pytest.raises(ConfigError, match=r"datasets\.x\.metric.*one headline"):
+    experiments.run(other, workdir=str(folder), mode="benchmark")
   unknown = config.copy_and_resolve_references()
   unknown.benchmark.datasets = {"x": {"total_step": 3}}
   with pytest.raises(ConfigError, match=r"datasets\.x.*total_step is not a field"):

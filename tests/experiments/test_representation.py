@@ -84,6 +84,9 @@ def test_a_moved_target_is_told_but_has_the_same_shape(found):
   assert found["a"]["domain_accuracy"] == 1.0
   assert found["a"]["cka"] > 0.99
   assert found["a"]["procrustes"] < 0.01
+  # Seen from the origin, the moved rows lie in nearly one direction.
+  for name in ("entropy_kde", "entropy_gaussian", "effective_rank"):
+    assert found["a"][f"{name}/target"] < found["a"][f"{name}/val"] - 0.1
 
 
 def test_one_direction_has_rank_one_and_tells_no_domain(found):
