@@ -182,8 +182,8 @@ def test_evaluation_by_hand(trained, config, prepared):
 
 
 @pytest.fixture(scope="module")
-def resumed(config, tree, tmp_path_factory):
-  """State and workdir of a run on the published folder, stopped after one step."""
+def resumed(config, prepared, tmp_path_factory):
+  """State and workdir of the same run, stopped after one step."""
   folder = tmp_path_factory.mktemp("resumed")
   write = MetricsLog.write
 
@@ -195,10 +195,10 @@ def resumed(config, tree, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(MetricsLog, "write", stop)
     with pytest.raises(KeyboardInterrupt):
-      train(config(tree), folder)
+      train(config(prepared), folder)
   assert not (folder / "done").exists()
   assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["1"]
-  return train(config(tree), folder)
+  return train(config(prepared), folder)
 
 
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(trained, resumed):
@@ -210,16 +210,18 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(trained, resumed):
     assert a["hyper"] == b["hyper"]
 
 
-def test_evaluation_repeats_the_record_of_the_selected_step(resumed, config, tree):
+def test_evaluation_repeats_the_record_of_the_selected_step(resumed, config, prepared):
   _, workdir = resumed
-  run(config(tree), workdir=str(workdir.path), mode="evaluate")
+  run(config(prepared), workdir=str(workdir.path), mode="evaluate")
   found = json.loads((workdir.path / "evaluation.json").read_text())
   (record,) = select(workdir.records(), metric="accuracy")
   assert found["step"] == record["step"]
   assert found["metrics"] == record["metrics"]
 
 
-def test_other_weights_under_the_same_name_are_refused(resumed, config, tree, weights):
+def test_other_weights_under_the_same_name_are_refused(
+  resumed, config, prepared, weights
+):
   _, workdir = resumed
   kept = weights["audio"].read_bytes()
   backbone = make_backbone(KINDS["audio"], **SMALL)
@@ -227,7 +229,7 @@ def test_other_weights_under_the_same_name_are_refused(resumed, config, tree, we
   try:
     save_weights(weights["audio"], backbone, other)
     with pytest.raises(WorkdirError, match="belongs to the weights .*'audio': '"):
-      run(config(tree), workdir=str(workdir.path))
+      run(config(prepared), workdir=str(workdir.path))
   finally:
     weights["audio"].write_bytes(kept)
 
@@ -297,7 +299,7 @@ def test_features_are_the_mean_embeddings_of_the_encoders(extracted, prepared, w
 def test_a_method_grid_runs_on_the_features(extracted, tmp_path):
   c = features.get_config()
   c.data.update(path=str(extracted), target_rows="all")
-  c.targets, c.seeds, c.methods = ("cartoon",), (0,), ("erm", "mer_kde")
+  c.targets, c.seeds, c.methods = ("cartoon",), (0,), ("mer_kde",)
   c.network.update(hidden_dim=16, classifier_dim=16, projector_dim=16, projection_dim=8)
   c.total_steps, c.eval_every, c.log_every = 2, 2, 2
   text = run(c, workdir=str(tmp_path))

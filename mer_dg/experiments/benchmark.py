@@ -22,8 +22,8 @@ from mer_dg.experiments.grid import trainings
 from mer_dg.experiments.hosts import is_first_host
 from mer_dg.experiments.search import final_runs, search_runs
 from mer_dg.experiments.tables import report, train_table
-from mer_dg.experiments.workdir import Workdir, WorkdirError
-from mer_dg.reporting import write_atomic, write_report
+from mer_dg.experiments.workdir import Workdir
+from mer_dg.reporting import write_atomic
 
 
 class Cell(NamedTuple):
@@ -105,19 +105,7 @@ def report_all(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
     if (folder / "config.json").exists():
       stored = json.loads((folder / "config.json").read_text())
       tables.append(Workdir(folder, stored))
-  records = [record for table in tables for record in table.records()]
-  if not records:
-    raise WorkdirError(f"{workdir.path} holds no records; train first.")
-  return write_report(
-    workdir.path,
-    records,
-    metric=config["metric"],
-    reference=config["methods"][0],
-    title=name,
-    rule=config["selection"],
-    commands=workdir.commands,
-    left_out=[row["message"] for table in tables for row in table.gave_up()],
-  )
+  return report(workdir, config, name, tables)
 
 
 def plan(config: Mapping[str, Any], folder: Path) -> Iterator[Cell]:

@@ -15,6 +15,7 @@ from mer_dg.experiments.hosts import is_first_host, this_host
 from mer_dg.experiments.tables import recorder, report, train_table
 from mer_dg.experiments.workdir import Workdir
 from mer_dg.reporting import stable_hash, write_atomic
+from mer_dg.reporting.maps import write_maps
 
 MODES = ("train", "evaluate", "report", "diagnose", "benchmark")
 
@@ -115,11 +116,13 @@ def _check_mode(config: Mapping[str, Any], mode: str) -> None:
 
 def _diagnose(bench: Workbench, workdir: Workdir, name: str) -> str:
   """Trains and probes; writes records, report, ``diagnosis.md`` and ``.json``."""
-  probes = diagnose(bench, recorder(bench, workdir, workdir.results))
-  text, folder = to_markdown(probes), workdir.path / "report"
+  folder = workdir.path / "report"
   folder.mkdir(exist_ok=True)
+  record = recorder(bench, workdir, workdir.results)
+  probes = diagnose(bench, record, lambda maps: write_maps(folder, maps))
+  text = to_markdown(probes)
   write_atomic(folder / "diagnosis.md", text + "\n")
-  fields = ("training", "probed", "target", "seed")
+  fields = ("training", "probed", "held_out", "seed")  # "target" is a score.
   found = [dict(zip(fields, k, strict=True)) | v for k, v in probes.items()]
   lines = "".join(json.dumps(row) + "\n" for row in found)
   write_atomic(folder / "diagnosis.jsonl", lines)

@@ -100,15 +100,27 @@ def _evaluations(
   ]
 
 
-def report(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
+def report(
+  workdir: Workdir,
+  config: Mapping[str, Any],
+  name: str,
+  tables: Sequence[Workdir] = (),
+) -> str:
   """Writes ``report/`` from the records of a workdir; returns its Markdown.
+
+  Args:
+    workdir: Where the report goes.
+    config: Its config.
+    name: Heading.
+    tables: Whose records are shown; () is those of ``workdir`` itself.
 
   Raises:
     WorkdirError: If there are no records.
   """
-  records = workdir.records()
+  tables = tables or (workdir,)
+  records = [record for table in tables for record in table.records()]
   if not records:
-    raise WorkdirError(f"{workdir.results} holds no records; train first.")
+    raise WorkdirError(f"{workdir.path} holds no records; train first.")
   return write_report(
     workdir.path,
     records,
@@ -117,5 +129,5 @@ def report(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
     title=name,
     rule=config["selection"],
     commands=workdir.commands,
-    left_out=[row["message"] for row in workdir.gave_up()],
+    left_out=[row["message"] for table in tables for row in table.gave_up()],
   )

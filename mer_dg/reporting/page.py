@@ -25,6 +25,7 @@ from mer_dg.reporting.page_style import CSS
 from mer_dg.reporting.plots import comparison, curves, style
 from mer_dg.reporting.plots.overview import can_compare, overview_plot
 from mer_dg.reporting.plots.stress import reliability_plot
+from mer_dg.reporting.reliance import Reliance
 
 _SIGNS = {"better": "▲", "worse": "▼", "unclear": "◆"}
 _HEADINGS = {
@@ -52,6 +53,7 @@ class Section:
     inside: Numbers about the embeddings, if recorded.
     maps: Maps of them, if there are any.
     rule: Selection rule of the headline.
+    reliance: What re-pairing costs, if recorded.
   """
 
   records: Sequence[AnyRecord]
@@ -63,6 +65,7 @@ class Section:
   inside: embeddings.Representation | None = None
   maps: EmbeddingMaps | None = None
   rule: str = "source_val"
+  reliance: Reliance | None = None
 
   @property
   def head(self) -> tables.Table:
@@ -230,6 +233,7 @@ def _details(
   parts += [
     _ranks(table, ids),
     _curves(section, methods, ids),
+    page_stress.pairings(section.reliance),
     page_stress.missing(section.missing, ids),
     page_stress.corrupted(section.corrupted, methods, ids),
     page_stress.inside(section.inside),

@@ -6,13 +6,25 @@ from collections.abc import Iterator, Sequence
 import math
 
 from mer_dg import evaluation
-from mer_dg.reporting import embeddings, formats, stress
+from mer_dg.reporting import embeddings, formats, reliance, stress
 from mer_dg.reporting import page_blocks as blocks
 from mer_dg.reporting.maps import EmbeddingMaps
 from mer_dg.reporting.markup import Markup, join, tag
 from mer_dg.reporting.plots import style
 from mer_dg.reporting.plots.embedding import embedding_map
 from mer_dg.reporting.plots.stress import missing_plot, severity_figures
+
+
+def pairings(found: reliance.Reliance | None) -> Markup:
+  """What is lost when modalities are re-paired."""
+  if found is None:
+    return Markup()
+  header, body = reliance.cell_texts(found)
+  return join(
+    tag("h3", "Leaning on pairings"),
+    blocks.grid(header, *body),
+    tag("p", reliance.CAPTION, class_="note"),
+  )
 
 
 def missing(found: stress.MissingModality | None, ids: Iterator[str]) -> Markup:

@@ -16,6 +16,7 @@ from mer_dg.reporting import (
   overview,
   page,
   plots,
+  reliance,
   stress,
   tables,
   verdict,
@@ -181,6 +182,7 @@ def _section(
     ),
     maps=maps,
     rule=headline,
+    reliance=reliance.reliance(rows, metric=metric, methods=methods, rule=headline),
   )
 
 
@@ -210,6 +212,9 @@ def _markdown(
   for stem, figure in _figures(section).items():
     plots.save_figure(figure, folder / f"{stem}{name}")
     text.append(f"![{stem}]({stem}{name}.png)\n")
+  if section.reliance is not None:
+    table = formats.pipe_table(*reliance.cell_texts(section.reliance))
+    text.append(f"### Leaning on pairings\n\n{table}\n\n{reliance.CAPTION}\n")
   for rule, heading in _HEADINGS.items():
     if rule in section.tables and rule != section.rule:
       text.append(f"### {heading}\n\n{formats.to_markdown(section.tables[rule])}")

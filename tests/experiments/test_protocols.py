@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mer_dg import experiments
-from mer_dg.experiments import ConfigError, Workbench, grid, validate
+from mer_dg.experiments import ConfigError, Workbench, WorkdirError, grid, validate
 from mer_dg.experiments.runs import Run
 from mer_dg.experiments.workdir import Workdir
 
@@ -89,3 +89,8 @@ def test_what_does_not_fit_a_protocol_is_refused(tiny, tmp_path):
   inside = tiny("", protocol="in_domain")
   with pytest.raises(ConfigError, match="'in_domain': --mode=diagnose compares"):
     experiments.run(inside, workdir=str(tmp_path), mode="diagnose")
+
+
+def test_a_report_on_nothing_is_refused(tiny, tmp_path):
+  with pytest.raises(WorkdirError, match="holds no records; train first"):
+    experiments.run(tiny(""), workdir=str(tmp_path), mode="report")
