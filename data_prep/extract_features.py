@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import hashlib
 import json
@@ -34,7 +35,7 @@ import numpy as np
 from data_prep.video_scan import Meter
 from mer_dg.data.arrays import eval_blocks
 from mer_dg.data.dataset import DataError
-from mer_dg.data.npz import save_npz
+from mer_dg.data.npz import save_npz, to_npz_arrays
 from mer_dg.data.stream import stream_blocks
 from mer_dg.data.video_dataset import VIDEO_SETS, VideoDataset, load_video
 from mer_dg.data.video_reader import ClipReader, device_inputs
@@ -185,22 +186,17 @@ def _join(dataset: VideoDataset, out, files: Sequence[pathlib.Path], plan) -> No
     with np.load(file) as archive:
       parts.append(dict(archive))
   column = lambda key: np.concatenate([part[key] for part in parts])
-  splits = np.array([clip.split for clip in dataset.source.table.clips])
-  arrays: dict[str, Any] = {
-    "modalities": np.array(dataset.modalities),
-    "label": dataset.label,
-    "domain": dataset.domain,
-    "class_names": np.array(dataset.class_names),
-    "domain_names": np.array(dataset.domain_names),
-    "split": splits,
-    "group": dataset.group,
+  filled = dataclasses.replace(
+    dataset,
+    inputs={m: column(m) for m in dataset.modalities},
+    kinds=dict.fromkeys(dataset.modalities, "vector"),
+    present={m: column(f"{m}_present") for m in dataset.modalities},
+  )
+  arrays = {
+    **to_npz_arrays(filled),
     "id": np.array([clip.id for clip in dataset.source.table.clips]),
-    "made_from": np.array(json.dumps(plan)),  # For people; nothing reads it.
+    "made_from": np.array(json.dumps(plan)),  # For people, and to see what is done.
   }
-  for m in dataset.modalities:
-    arrays[m] = column(m)
-    if not column(f"{m}_present").all():
-      arrays[f"{m}_present"] = column(f"{m}_present")
   save_npz(arrays, out)
 
 

@@ -118,7 +118,7 @@ def trained(config, prepared, tmp_path_factory):
 
 
 def test_what_a_run_trains_on_and_what_its_records_say(trained, config, prepared):
-  state, workdir = trained
+  _, workdir = trained
   bench = Workbench(validate(config(prepared)))
   table, split = bench.dataset.source.table, bench.split("cartoon")
   ids = lambda rows: [table.clips[i].id for i in rows]
@@ -139,8 +139,6 @@ def test_what_a_run_trains_on_and_what_its_records_say(trained, config, prepared
   assert {"val/accuracy", "target/accuracy", "target/without_flow/accuracy"} < set(
     record["metrics"]
   )
-  # Nothing of a weak type: the step would be compiled again for its second call.
-  assert not any(leaf.weak_type for leaf in jax.tree.leaves(state.replace(key=None)))
 
 
 def test_the_trunk_is_that_of_the_file_and_layer4_has_moved(trained, weights):
@@ -245,7 +243,7 @@ def test_a_table_wants_features(config, prepared):
 def extracted(prepared, weights, tmp_path_factory):
   """The file, written in two goes: the second part fails in the first one."""
   out = tmp_path_factory.mktemp("features") / "hac.npz"
-  words = ["--set=hac", f"--data={prepared}", f"--out={out}", "--batch=4"]
+  words = ["--set=hac", f"--data={prepared}", f"--out={out}", "--batch=5"]
   words += [f"--{m}_weights={file}" for m, file in weights.items()]
   words += ["--depths=1,1,1,1", "--width=8", "--clips=2"]
   write, begun = extract_features._write_part, []
@@ -257,7 +255,7 @@ def extracted(prepared, weights, tmp_path_factory):
     write(path, passes)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(extract_features, "CLIPS_PER_PART", 4)
+    patch.setattr(extract_features, "CLIPS_PER_PART", 5)
     patch.setattr(extract_features, "_write_part", once)
     with pytest.raises(KeyboardInterrupt):
       extract_features.main(words)
@@ -265,7 +263,7 @@ def extracted(prepared, weights, tmp_path_factory):
     with pytest.raises(SystemExit, match="begun with other clips"):
       extract_features.main([*words, "--clips=1"])
     extract_features.main(words)
-  assert begun == ["000000.npz", "000004.npz", "000004.npz", "000008.npz"]
+  assert begun == ["000000.npz", "000005.npz", "000005.npz"]
   assert [p.name for p in out.parent.iterdir()] == ["hac.npz"]
   return out
 

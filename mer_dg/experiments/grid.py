@@ -292,14 +292,14 @@ def train_all(
       if not left[group]:
         continue
       lanes = max(len(trainings(wave)) for wave in waves[group])
-      progress.name(f"{name}, {len(left[group])} waves")
       make = functools.partial(WaveProgram, bench, name, tasks)
-      for result in _trained(make, lanes, left[group], progress):
+      for result in _trained(name, make, lanes, left[group], progress):
         on_wave(result)
         progress.write(_wave_line(name, result, bench.config["metric"]))
 
 
 def _trained(
+  name: str,
   make: Callable[[int], WaveProgram],
   lanes: int,
   waves: Sequence[Sequence[Run]],
@@ -308,6 +308,7 @@ def _trained(
   """Trains waves one after another, in halves once one is too large for the device."""
   program, left = make(lanes), list(waves)
   while left:
+    progress.name(f"{name}, {len(left)} wave{'s' * (len(left) > 1)} left")
     try:
       result = program.train(left[0], progress.add)
     except jax.errors.JaxRuntimeError as error:

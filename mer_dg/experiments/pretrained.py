@@ -116,7 +116,7 @@ def words(
     data.dedup=True
     audio.weights=random
     audio.bn_mode=frozen
-    audio.layer4_init=pretrained
+    audio.layer4_init=random
     audio.trainable=layer4
     audio.compute_dtype=float32
     audio.size=published
@@ -127,6 +127,8 @@ def words(
     said[f"{m}.weights"] = hashes[m]
     for name in ("bn_mode", "layer4_init", "trainable", "compute_dtype"):
       said[f"{m}.{name}"] = options[name]
+    if hashes[m] == "random":
+      said[f"{m}.layer4_init"] = "random"
     depths, width = options["depths"], options["width"]
     whole = make_backbone(backbone.kind).options
     published = (depths, width) == (whole["depths"], whole["width"])

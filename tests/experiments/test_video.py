@@ -128,6 +128,13 @@ def test_weights_that_are_not_there_or_of_another_network(config, tmp_path):
     pretrained.load(c, backbones, jax.random.key(0))
 
 
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_initial_weights_have_the_type_that_a_step_returns(kind):
+  """Of a weak type, they would make the step compile again for its second call."""
+  shapes = jax.eval_shape(make_backbone(kind, **SMALL).init, jax.random.key(0))
+  assert not any(leaf.weak_type for leaf in jax.tree.leaves(shapes))
+
+
 def test_random_weights_are_said_aloud():
   assert pretrained.notice({"video": "1a2b"}) == ""
   said = pretrained.notice({"video": "1a2b", "audio": "random"})
