@@ -220,8 +220,10 @@ def _driver(config):
 
 def steps(args, folder: pathlib.Path) -> None:
   """Prints time and planned memory of training steps."""
-  print("| step | trained | ms | clips/s | arguments MiB | temporaries MiB | TFLOP |")
-  print("|---|---|---:|---:|---:|---:|---:|")
+  print(
+    "| step | trained | ms | clips/s | arguments MiB | temporaries MiB | TFLOP ", end=""
+  )
+  print("| TFLOP/s |\n|---|---|---:|---:|---:|---:|---:|---:|")
   for method, trainable in STEPS:
     if args.only not in ("", f"{method}/{trainable}"):
       continue
@@ -244,10 +246,10 @@ def steps(args, folder: pathlib.Path) -> None:
       getattr(planned, f"{kind}_size_in_bytes", 0) / 2**20
       for kind in ("argument", "temp")
     ]
-    rows = int(batch["mask"].sum())
+    rows, work = int(batch["mask"].sum()), cost.get("flops", np.nan) / 1e12
     print(
       f"| {method} | {trainable} | {1e3 * best:.0f} | {rows / best:.2f} | "
-      f"{sizes[0]:.0f} | {sizes[1]:.0f} | {cost.get('flops', np.nan) / 1e12:.3f} |",
+      f"{sizes[0]:.0f} | {sizes[1]:.0f} | {work:.3f} | {work / best:.3f} |",
       flush=True,
     )
 

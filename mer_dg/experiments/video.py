@@ -17,6 +17,7 @@ from mer_dg.data.video_reader import device_inputs
 from mer_dg.experiments.workdir import WorkdirError
 from mer_dg.networks import Network
 from mer_dg.training.checkpoints import Checkpoints
+from mer_dg.training.progress import progress_bar
 from mer_dg.training.state import TrainState
 from mer_dg.training.step import Step, make_streamed_evaluate
 
@@ -96,7 +97,7 @@ def make_evaluate(
   def read(source, rows, domain, mask) -> Iterator[Batch]:
     stream = stream_blocks(source, rows, domain, mask, **read_ahead(options))
     try:
-      yield from stream
+      yield from progress_bar(stream, len(rows), "evaluate")
     finally:
       stream.close()
 

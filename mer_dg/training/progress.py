@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import sys
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+T = TypeVar("T")
+
 # Seconds between refreshes where nobody watches a terminal (a log file, CI).
 _QUIET_INTERVAL = 20.0
+
+
+def progress_bar(items: Iterable[T], total: int, label: str) -> Iterable[T]:
+  """The items, under a bar that goes away when they end."""
+  watched = sys.stderr.isatty()
+  interval = 0.2 if watched else _QUIET_INTERVAL
+  return tqdm(
+    items,
+    total=total,
+    desc=label,
+    unit="block",
+    leave=False,
+    dynamic_ncols=watched,
+    mininterval=interval,
+    delay=interval,
+  )
 
 
 class Progress:

@@ -201,8 +201,9 @@ def rank_plot(table: tables.Table) -> Figure:
     _draw_ranks(ax, table, ranking, cliques)
     ax.set_axis_off()
     ax.set_title(
-      f"mean rank over {ranking.n} targets, 1 is best; Friedman "
-      f"{formats.format_p(ranking.p)}\na bar joins methods not shown to differ",
+      f"mean rank over {ranking.n} targets, 1 is best\n"
+      f"Friedman {formats.format_p(ranking.p)}\n"
+      "a bar joins methods not shown to differ",
       loc="left",
     )
   return fig

@@ -66,8 +66,10 @@ def overview_plot(found: Sequence[tables.Table]) -> Figure:
     unit = " (points)" if formats.is_percent(head.metric) else ""
     better = "left" if head.metric in evaluation.LOWER_IS_BETTER else "right"
     name = head.metric.replace("_", " ")
-    ax.set_xlabel(
-      f"difference in target {name}\nto {head.reference}{unit}; {better} is better"
+    # Under the whole figure: names of tables may leave little to the axis.
+    fig.supxlabel(
+      f"difference in target {name} to {head.reference}{unit}; {better} is better",
+      fontsize=style.RC["font.size"],
     )
     style.legend(fig, [handles[m] for m in compared if m in handles])
   return fig

@@ -108,10 +108,19 @@ def test_in_a_network():
   assert outputs.embeddings["text"].shape == (3, 40)
   other, _ = run(variables, jax.random.key(1))
   assert np.abs(outputs.embeddings["text"] - other.embeddings["text"]).max() > 1e-2
-  # A validity channel is no feature of this encoder: refused, not fed.
+  # A validity channel is no feature of this encoder: padded steps reach it as zeros,
+  # whatever stands in them.
   masked = {"text": InputSpec("sequence", (6, CHANNELS + 1), masked=True)}
-  with pytest.raises(ValueError, match=r"needs samples of shape \(None, 7\)"):
-    make_network(masked, num_classes=2, encoder=encoder)
+  padded = make_network(masked, num_classes=2, encoder=encoder)
+  valid = jnp.broadcast_to(jnp.arange(6)[:, None] < 4, (3, 6, 1))
+  embed = lambda net, x: net.apply(variables, {"text": x}, present)[0].embeddings[
+    "text"
+  ]
+  expected = embed(network, jnp.where(valid, inputs["text"], 0.0))
+  for rest in (0.0, 99.0):
+    x = jnp.where(valid, inputs["text"], rest)
+    found = embed(padded, jnp.concatenate([x, valid], axis=-1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bad_words():
