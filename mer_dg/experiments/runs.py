@@ -120,4 +120,4 @@ def _flat(bench: Workbench, run: Run) -> dict[str, Any]:
   flat = {f"{g}.{k}": v for g, numbers in groups.items() for k, v in numbers.items()}
   for term, words in bench.method(run.method, *run.task).words.items():
     flat |= {f"{term}.{option}={word}": 1.0 for option, word in words.items()}
-  return flat
+  return flat | bench.words

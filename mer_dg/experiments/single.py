@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import json
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from mer_dg.experiments.build import (
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
 from mer_dg.networks import describe
-from mer_dg.reporting import Record, append_records, make_record, write_atomic
+from mer_dg.reporting import append_records, write_atomic
 from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
 from mer_dg.training.loop import fit
@@ -118,17 +117,6 @@ def _checkpoints(bench: Workbench, workdir: Workdir) -> Checkpoints:
   return Checkpoints(workdir.checkpoints)
 
 
-def _record(bench: Workbench, found: Evaluation) -> Record:
-  """The record, with what the workbench has to say beside the method."""
-  record = record_of(bench, found)
-  if not bench.words:
-    return record
-  fields: dict[str, Any] = {**record, "hyper": {**record["hyper"], **bench.words}}
-  for made_again in ("run_id", "time"):
-    del fields[made_again]
-  return make_record(**fields)
-
-
 def train(bench: Workbench, workdir: Workdir) -> TrainState:
   """Trains the run of a config to its end, from its newest checkpoint if any.
 
@@ -156,7 +144,7 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
   def on_eval(at: int, metrics) -> None:
     found = Evaluation(run, at, metrics, time.perf_counter() - began)
     # Written before its checkpoint; a record that is there already stays.
-    append_records(workdir.results, [_record(bench, found)])
+    append_records(workdir.results, [record_of(bench, found)])
     logs[0].events(at, metrics)
 
   try:
