@@ -15,7 +15,7 @@ extensions = [
   "sphinx.ext.mathjax",
   "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results"]  # Reports, linked to as files.
 html_theme = "furo"
 html_title = f"mer-dg {release}"
 
