@@ -5,6 +5,7 @@ r"""Video sets: decoding, waiting for data, step time and memory.
   python -m benchmarks.video --step --depths=1,1,1,1 --width=8 --batch=2
   python -m benchmarks.video --step --batch=16 --dtype=bfloat16      # On a GPU.
   python -m benchmarks.video --wait --depths=1,1,1,1 --width=8 --batch=4 --threads=2
+  python -m benchmarks.video --peer --batches=16,48          # On a GPU, with PyTorch.
 
 ``--decode`` times training rows, one thread and then all of them: frames per second and
 processor time per clip, from JPEG folders, mp4 files and the prepared form of both.
@@ -12,8 +13,9 @@ Without ``--data`` it makes a small set of 256 x 456 frames in the published lay
 first; real frames have more detail and take longer. ``--step`` compiles the training
 step of ERM, MER and MER + MM with a frozen trunk, and of MER with everything trained;
 memory is what XLA plans for it (arguments, temporaries). ``--wait`` runs the stream
-driver and prints the share of the time in which it waits for a batch. Random weights;
-speed does not depend on them.
+driver and prints the share of the time in which it waits for a batch. ``--peer`` reads
+no data: MER's step on EPIC against the same step in PyTorch, see `video_torch.py`.
+Random weights; speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import contextlib
 import csv
 import io
 import itertools
+import os
 import pathlib
 import resource
 import tempfile
@@ -287,6 +290,36 @@ def wait(args, folder: pathlib.Path) -> None:
   )
 
 
+def _words(of) -> Any:
+  """Type of an argument that is a list with commas."""
+  return lambda words: tuple(map(of, words.split(",")))
+
+
+def _add_peer(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group("--peer")
+  group.add_argument("--peer", action="store_true")
+  group.add_argument("--batches", type=_words(int), default=(16, 48))
+  group.add_argument(
+    "--dtypes", type=_words(str), default=("float32", "bfloat16"), help="of the rows"
+  )
+  group.add_argument("--rounds", type=int, default=7, help="turns, of --steps steps")
+  group.add_argument(
+    "--compile", choices=("off", "default", "max-autotune"), default="default"
+  )
+  group.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True)
+  group.add_argument(
+    "--peak_tflops", type=_words(float), default=(), help="one for each of --dtypes"
+  )
+
+
+def _peer(args) -> None:
+  # PyTorch needs room on the same device; read when JAX first looks at it.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  from benchmarks import video_torch
+
+  video_torch.compare(args)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -303,7 +336,7 @@ def main() -> None:
   parser.add_argument(
     "--depths",
     default=(),
-    type=lambda words: tuple(map(int, words.split(","))),
+    type=_words(int),
     help="of smaller encoders: 1,1,1,1",
   )
   parser.add_argument("--width", type=int, default=64)
@@ -312,7 +345,10 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--steps", type=int, default=10)
   parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
+  _add_peer(parser)
   args = parser.parse_args()
+  if args.peer:
+    return _peer(args)
   print(f"{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}")
   with tempfile.TemporaryDirectory() as name:
     if args.data:
