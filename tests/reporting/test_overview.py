@@ -52,6 +52,10 @@ def test_ranks_are_over_one_table_of_each_set(tables):
   """Not over pairs of domains or subsets of modalities, which share their data."""
   pooled = overview.pooled(list(tables.values()))
   assert pooled.dataset == "x + y"
+  assert (pooled.protocol, pooled.modalities) == (
+    "leave_one_domain_out",
+    ("video", "audio"),
+  )
   assert pooled.targets == ("x: a", "x: b", "y: a", "y: b")
   assert all(tuple(row.values) == pooled.targets for row in pooled.rows)
   # The subset comes first, the whole set still counts.
