@@ -7,10 +7,10 @@ import functools
 import importlib.util
 import math
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import nn
@@ -49,6 +49,7 @@ def _layer_stacks():
   if spec is None or spec.loader is None:
     raise ImportError(f"{path}: cannot be imported.")
   module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # `torch.compile` looks for it there.
   spec.loader.exec_module(module)
   return module
 
@@ -78,7 +79,7 @@ def make_problem(
   shapes: Mapping[str, tuple[int, ...]] | None = None,
   dropout: bool = True,
   projector_dim: int | None = None,
-  lr: float | None = None,
+  optimizer: Mapping[str, float] | None = None,
 ) -> Problem:
   """The EPIC problem in a dtype; smaller, and without dropout, for the check.
 
@@ -89,14 +90,13 @@ def make_problem(
     shapes: Of one sample of each modality; None is what the reader makes.
     dropout: False sets all rates to 0.
     projector_dim: Hidden width of the projectors; None is the config's.
-    lr: Learning rate; None is the config's.
+    optimizer: Learning rate and decay that differ from the config's.
   """
   c = epic_kitchens.get_config("D3,vaf")
   c.method, c.network.compute_dtype = METHOD, dtype
   if projector_dim is not None:
     c.network.projector_dim = projector_dim
-  if lr is not None:
-    c.optimizer.lr = lr
+  c.optimizer.update(optimizer or {})
   if not dropout:
     c.network.dropout = 0.0
   backbones = {
@@ -293,7 +293,7 @@ def our_steps(
   state = jax.jit(lambda seed: make(seed=seed))(np.uint32(0))
   copy_heads(model, state.params)
   placed = place_weights(state.variables, problem.backbones, _converted(model, problem))
-  placed = jax.tree.map(jnp.array, placed)
+  placed = jax.device_put(placed)
   state = state.replace(params=placed.pop("params"), constants=placed)
   rows = dict(
     inputs=inputs,
@@ -328,7 +328,9 @@ def _converted(model: Peer, problem: Problem) -> dict[str, Any]:
   """Encoders of ``model`` as our variables."""
   weights = {}
   for m, backbone in problem.backbones.items():
-    tensors = {k: v.cpu().numpy() for k, v in model.encoders[m].state_dict().items()}
+    # Copies: JAX may use the memory of an array, and PyTorch's tensors will change.
+    state = model.encoders[m].state_dict()
+    tensors = {k: v.cpu().numpy().copy() for k, v in state.items()}
     weights[m], report = from_torch(backbone, tensors)
     if not report.ok:
       raise ValueError(f"the PyTorch encoder of {m} does not convert: {report}")

@@ -1,14 +1,15 @@
 """The EPIC V+A+F MER-DG step beside the same step in PyTorch, in one run.
 
 For ``python -m benchmarks.video --peer``; the layer stacks are those of the parity
-tests. Both sides have the same weights and float32
-inputs that lie on the device already: the three encoders with trunks that get no
-gradient, layer4, dropout, projectors, classifier, cross-entropy and kernel entropy of
-the projections on the unit sphere, Adam with coupled L2; batch norms use running
-statistics. PyTorch gets channels-last tensors, autocast in bfloat16, fused Adam and
-cuDNN's search on a GPU, and `torch.compile`. Ours is the training step of `main.py`,
-which also selects by masks of present modalities (all are), computes accuracy and norm
-of the gradient, and decays the unimodal heads, which no term of this loss reads.
+tests. Both sides have the same weights and float32 inputs that lie on the device
+already: the three encoders with trunks that get no gradient, layer4, dropout,
+projectors, classifier, cross-entropy and kernel entropy of the projections on the unit
+sphere, Adam with coupled L2; batch norms use running statistics. PyTorch gets
+channels-last tensors, autocast in bfloat16, fused Adam and cuDNN's search on a GPU, and
+`torch.compile`. Ours is the training step of `main.py`, which also selects by masks of
+present modalities (all are), computes accuracy and norm of the gradient, and decays the
+unimodal heads, which no term of this loss reads. TFLOP/s are clips/s times the
+operations that XLA counts in our step before it optimises, for both sides.
 
 First, at a tiny size and without dropout, the losses of three steps of both must agree.
 """
@@ -43,9 +44,14 @@ PEAKS = {
   "A100": (312.0, 156.0, 19.5),
   "L40S": (362.0, 183.0, 91.6),
 }
-# Of the check: small inputs, small encoders, and steps that move the loss.
+# Of the check: small inputs, small encoders, and steps and a decay that move the loss.
 TINY_SHAPES = {"video": (8, 48, 40, 3), "audio": (40, 56, 1), "flow": (2, 48, 40, 2)}
-TINY = dict(depths=(1, 1, 1, 1), width=8, projector_dim=32, lr=3e-3)
+TINY = dict(
+  depths=(1, 1, 1, 1),
+  width=8,
+  projector_dim=32,
+  optimizer=dict(lr=3e-3, weight_decay=1e-2),
+)
 TINY_BATCH, TINY_STEPS = 6, 3
 TOLERANCE = 1e-3
 
@@ -134,12 +140,13 @@ def compare(args) -> None:
     )
   device, kind = torch_device(), jax.devices()[0].device_kind
   torch.backends.cudnn.benchmark = True
-  print(
-    f"{kind}; JAX {jax.__version__}; PyTorch {torch.__version__} on {device.type}, "
-    f"cuDNN {torch.backends.cudnn.version()} with benchmark=True, torch.compile: "
-    f"{args.compile}; TF32 for float32 products: {'yes' if args.tf32 else 'no'}; "
-    f"{args.rounds} rounds of {args.steps} steps, in turns"
-  )
+  words = [kind, f"JAX {jax.__version__}", f"PyTorch {torch.__version__}"]
+  words += [f"torch.compile: {args.compile}", "channels last, autocast in bfloat16"]
+  if device.type == "cuda":
+    words.append(f"cuDNN {torch.backends.cudnn.version()} with benchmark=True")
+    words.append(f"TF32 in float32 rows: {'yes' if args.tf32 else 'no'}")
+  words.append(f"{args.rounds} rounds of {args.steps} steps, in turns")
+  print("; ".join(words))
   ours, theirs = check_same()
   print(f"same step: losses {ours} (ours), {theirs} (PyTorch) at a tiny size\n")
   print(
