@@ -66,8 +66,12 @@ def run_benchmark(
   workdir.add_command(command)
   names = [cell.name for cell in cells]
   write_atomic(_listed(workdir), json.dumps(names, indent=2) + "\n")
-  board = Board({c.name: (c.dataset, c.trainings) for c in cells}, config["metric"],
-                workdir.path / "progress.md")  # fmt: skip
+  board = Board(
+    {cell.name: (cell.dataset, cell.trainings) for cell in cells},
+    config["metric"],
+    workdir.path / "progress.md",
+    config["selection"],
+  )
   for cell in cells:
     board.begin(cell.name)
     if not cell.workdir.finished:

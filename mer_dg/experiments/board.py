@@ -27,12 +27,18 @@ class Board:
     planned: ``{table: (dataset, number of trainings)}``, in order.
     metric: Headline metric.
     path: Markdown file.
+    rule: Selection rule of the means, that of the report.
   """
 
   def __init__(
-    self, planned: Mapping[str, tuple[str, int]], metric: str, path: Path
+    self,
+    planned: Mapping[str, tuple[str, int]],
+    metric: str,
+    path: Path,
+    rule: str = "source_val",
   ) -> None:
     self._planned, self._metric, self._path = dict(planned), metric, path
+    self._rule = rule
     # Of several hosts each trains its share.
     self._share = {
       name: -(-count // this_host()[1]) for name, (_, count) in planned.items()
@@ -61,7 +67,7 @@ class Board:
   def end(self, records: Sequence[Record]) -> None:
     """The present table is done, or was before."""
     self._done[self._now] = self._share[self._now]
-    self._means[self._now] = _means(records, self._metric)
+    self._means[self._now] = _means(records, self._metric, self._rule)
     self._write()
     if is_first_host():
       print(f"\n{self.markdown()}\n", file=sys.stderr)
@@ -105,12 +111,12 @@ class Board:
       write_atomic(self._path, self.markdown() + "\n")
 
 
-def _means(records: Sequence[Record], metric: str) -> dict[str, float]:
-  """Mean target score of each method, selected on source validation."""
+def _means(records: Sequence[Record], metric: str, rule: str) -> dict[str, float]:
+  """Mean target score of each method, checkpoints selected by the rule."""
   if not records:
     return {}
   selected = evaluation.best_trial(
-    evaluation.select(records, metric=metric), metric=metric
+    evaluation.select(records, rule, metric=metric), rule, metric=metric
   )
   scores = evaluation.collect_scores(selected, f"target/{metric}")
   return {m: evaluation.summarize(of_targets).mean for m, of_targets in scores.items()}
