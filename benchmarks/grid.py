@@ -37,9 +37,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mer_dg.experiments.grid import WaveProgram
+from mer_dg.experiments.hosts import device_name
 from mer_dg.experiments.memory import wave_size
 from mer_dg.networks import count_parameters
-from mer_dg.reporting import device_name
 
 
 def main() -> None:

@@ -23,8 +23,9 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mer_dg import evaluation
-from mer_dg.reporting import build_table, missing_modality, read_records, save_figure
+from mer_dg import protocol
+from mer_dg.protocol import read_records
+from mer_dg.reporting import build_table, missing_modality, save_figure
 
 # Marker and colour (Okabe and Ito) of each fusion.
 FUSIONS = {
@@ -72,13 +73,13 @@ def _read(folder: pathlib.Path) -> dict:
 
 def _differences_without(records, metric: str, table) -> dict:
   """Paired difference to ERM with one modality taken away, by (method, modality)."""
-  selected = evaluation.select(records, "source_val", metric=metric)
+  selected = protocol.select(records, "source_val", metric=metric)
   found = {}
   for m in table.modalities:
-    scores = evaluation.collect_scores(selected, f"target/without_{m}/{metric}")
+    scores = protocol.collect_scores(selected, f"target/without_{m}/{metric}")
     for row in table.rows[1:]:
       pair = scores[row.method], scores[table.reference]
-      found[row.method, m] = evaluation.paired_difference(*pair)
+      found[row.method, m] = protocol.paired_difference(*pair)
   return found
 
 

@@ -38,7 +38,7 @@ def main() -> None:
   jax.config.update("jax_enable_compilation_cache", False)  # Compile times are real.
   if arguments.devices > 1:
     jax.config.update("jax_num_cpu_devices", arguments.devices)
-  from mer_dg.reporting import device_name
+  from mer_dg.experiments.hosts import device_name
 
   print(f"Device: {device_name()}, used as {jax.local_device_count()} jax device(s).")
   print(f"{arguments.method}, {arguments.steps} steps a run.\n")

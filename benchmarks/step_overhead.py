@@ -31,7 +31,7 @@ def main() -> None:
   arguments = parser.parse_args()
   os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-  from mer_dg.reporting import device_name
+  from mer_dg.experiments.hosts import device_name
 
   print(f"Device: {device_name()}. Batch {BATCH}, embeddings {WIDTH}.\n")
   print(

@@ -6,6 +6,8 @@ import pathlib
 import jax
 import pytest
 
+from tests import factories
+
 REPO_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -43,3 +45,9 @@ def no_key_reuse():
   """
   with jax.debug_key_reuse(True):
     yield
+
+
+@pytest.fixture(scope="session")
+def make():
+  """Builds one record from the fields that matter to a test."""
+  return factories.record

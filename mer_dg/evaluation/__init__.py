@@ -1,15 +1,10 @@
-"""Metrics, model selection, paired statistics and diagnostics."""
+"""Metrics and diagnostics of networks."""
 
 from mer_dg.evaluation.cooccurrence import (
   cooccurrence_reliance,
   repair_within_class,
 )
 from mer_dg.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from mer_dg.evaluation.leave_one_out import (
-  Choice,
-  leave_one_source_out,
-  select_leave_one_source_out,
-)
 from mer_dg.evaluation.metrics import (
   NUM_BINS,
   accuracy,
@@ -26,12 +21,6 @@ from mer_dg.evaluation.metrics import (
 )
 from mer_dg.evaluation.missing import mean_embeddings, missing_modalities
 from mer_dg.evaluation.probe import Probe, fit_probe, linear_probe, probe_logits
-from mer_dg.evaluation.protocols import (
-  PROTOCOLS,
-  Assignment,
-  assignments,
-  name_pairs,
-)
 from mer_dg.evaluation.ranking import (
   aurc,
   auroc,
@@ -48,64 +37,21 @@ from mer_dg.evaluation.representation import (
   linear_cka,
   procrustes,
 )
-from mer_dg.evaluation.selection import (
-  LOWER_IS_BETTER,
-  RULES,
-  SOURCE_RULES,
-  AnyRecord,
-  best_trial,
-  check_comparable,
-  group_by,
-  metric_value,
-  select,
-  validation_score,
-)
-from mer_dg.evaluation.statistics import (
-  Difference,
-  Interval,
-  Ranking,
-  Scores,
-  cliques,
-  collect_scores,
-  hierarchical_interval,
-  holm,
-  mean_interval,
-  paired_difference,
-  rank_methods,
-  sign_flip_p_value,
-  summarize,
-)
 
 __all__ = [
   "CORRUPTIONS",
-  "LOWER_IS_BETTER",
   "NUM_BINS",
-  "PROTOCOLS",
-  "RULES",
   "SEVERITIES",
-  "SOURCE_RULES",
-  "AnyRecord",
-  "Assignment",
-  "Choice",
-  "Difference",
-  "Interval",
   "Probe",
-  "Ranking",
-  "Scores",
   "accuracy",
   "adaptive_ece",
-  "assignments",
   "aurc",
   "auroc",
   "average_precision",
   "balanced_accuracy",
-  "best_trial",
   "brier",
-  "check_comparable",
   "class_means",
   "classification_metrics",
-  "cliques",
-  "collect_scores",
   "confusion",
   "cooccurrence_reliance",
   "corrupt",
@@ -115,31 +61,17 @@ __all__ = [
   "fit_probe",
   "fpr95_misd",
   "fpr95_ood",
-  "group_by",
-  "hierarchical_interval",
-  "holm",
-  "leave_one_source_out",
   "linear_cka",
   "linear_probe",
   "mean_embeddings",
-  "mean_interval",
-  "metric_value",
   "misclassification_metrics",
   "missing_modalities",
   "msp",
-  "name_pairs",
   "nll",
   "ood_metrics",
-  "paired_difference",
   "per_class_recall",
   "probe_logits",
   "procrustes",
-  "rank_methods",
   "reliability_metrics",
   "repair_within_class",
-  "select",
-  "select_leave_one_source_out",
-  "sign_flip_p_value",
-  "summarize",
-  "validation_score",
 ]

@@ -23,7 +23,7 @@ from mer_dg.experiments.hosts import is_first_host
 from mer_dg.experiments.search import final_runs, search_runs
 from mer_dg.experiments.tables import report, train_table
 from mer_dg.experiments.workdir import Workdir
-from mer_dg.reporting import write_atomic
+from mer_dg.protocol import write_atomic
 
 
 class Cell(NamedTuple):

@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 
-from mer_dg import evaluation
+from mer_dg import protocol
 from mer_dg.experiments.grid import Wave, trainings
 from mer_dg.experiments.hosts import is_first_host, this_host
-from mer_dg.reporting import Record, write_atomic
+from mer_dg.protocol import Record, write_atomic
 
 
 class Board:
@@ -115,8 +115,8 @@ def _means(records: Sequence[Record], metric: str, rule: str) -> dict[str, float
   """Mean target score of each method, checkpoints selected by the rule."""
   if not records:
     return {}
-  selected = evaluation.best_trial(
-    evaluation.select(records, rule, metric=metric), rule, metric=metric
+  selected = protocol.best_trial(
+    protocol.select(records, rule, metric=metric), rule, metric=metric
   )
-  scores = evaluation.collect_scores(selected, f"target/{metric}")
-  return {m: evaluation.summarize(of_targets).mean for m, of_targets in scores.items()}
+  scores = protocol.collect_scores(selected, f"target/{metric}")
+  return {m: protocol.summarize(of_targets).mean for m, of_targets in scores.items()}

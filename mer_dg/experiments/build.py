@@ -21,9 +21,7 @@ from mer_dg.data.sampling import Pool, make_pool
 from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
 from mer_dg.data.video_dataset import VIDEO_SETS, VideoDataset, load_video
 from mer_dg.evaluation import (
-  Assignment,
   accuracy,
-  assignments,
   balanced_accuracy,
   classification_metrics,
   nll,
@@ -35,6 +33,7 @@ from mer_dg.experiments.config import ConfigError, check_space
 from mer_dg.experiments.video_config import ENCODER, make_backbones
 from mer_dg.methods import Method, Task, build_method, merge_recipes
 from mer_dg.networks import Backbone, InputSpec, Network, make_network
+from mer_dg.protocol import Assignment, assignments
 from mer_dg.training.step import make_summary
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).

@@ -10,13 +10,13 @@ from mer_dg.data.av_digits import AUDIO
 from mer_dg.data.cooccurrence import TARGET_PAIRINGS
 from mer_dg.data.dataset import TARGET_ROWS
 from mer_dg.data.video_dataset import VIDEO_SETS
-from mer_dg.evaluation import PROTOCOLS, SOURCE_RULES
 from mer_dg.experiments import video_config
 from mer_dg.methods import MethodError, check_recipe, merge_recipes, numeric_fields
 from mer_dg.networks import ENCODERS, FUSIONS
 from mer_dg.networks.pretrained import BN_MODES, LAYER4_INITS
 from mer_dg.networks.pretrained.backbone import TRAINABLE
-from mer_dg.reporting.records import stable_hash
+from mer_dg.protocol import PROTOCOLS, SOURCE_RULES
+from mer_dg.protocol.records import stable_hash
 from mer_dg.training.state import SCHEDULES
 
 DATASETS = ("npz", "av_digits", "cooccurrence", *VIDEO_SETS)

@@ -22,7 +22,6 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from mer_dg.data.sampling import Pool, make_pool
-from mer_dg.evaluation import Assignment
 from mer_dg.experiments.build import (
   Setting,
   Workbench,
@@ -32,6 +31,7 @@ from mer_dg.experiments.build import (
 from mer_dg.experiments.hosts import this_host
 from mer_dg.experiments.memory import is_out_of_memory, wave_size
 from mer_dg.experiments.runs import Evaluation, Run, run_hyper
+from mer_dg.protocol import Assignment
 from mer_dg.training.progress import Progress
 from mer_dg.training.state import TrainState, make_state
 from mer_dg.training.step import (

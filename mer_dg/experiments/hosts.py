@@ -7,6 +7,10 @@ another, so no number travels between hosts; only files and barriers do.
 
 from __future__ import annotations
 
+import os
+import pathlib
+import platform
+
 import jax
 from jax.experimental import multihost_utils
 
@@ -54,3 +58,25 @@ def wait_for_all(name: str) -> None:
   """Returns when every host has come to this point."""
   if this_host()[1] > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def device_name() -> str:
+  """Number and kind of the local jax devices, e.g. ``1 x NVIDIA H100``.
+
+  On CPU the processor's name and the cores this process may use.
+  """
+  devices = jax.local_devices()
+  if devices[0].platform != "cpu":
+    return f"{len(devices)} x {devices[0].device_kind}"
+  affinity = getattr(os, "sched_getaffinity", None)
+  cores = len(affinity(0)) if affinity else os.cpu_count()
+  return f"{cores} cores of {_cpu_name()}"
+
+
+def _cpu_name() -> str:
+  cpuinfo = pathlib.Path("/proc/cpuinfo")
+  if cpuinfo.exists():
+    for line in cpuinfo.read_text(errors="replace").splitlines():
+      if line.startswith("model name"):
+        return line.partition(":")[2].strip()
+  return platform.processor() or platform.machine() or "an unknown CPU"

@@ -14,7 +14,7 @@ from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.experiments.hosts import is_first_host, this_host
 from mer_dg.experiments.tables import recorder, report, train_table
 from mer_dg.experiments.workdir import Workdir
-from mer_dg.reporting import stable_hash, write_atomic
+from mer_dg.protocol import stable_hash, write_atomic
 from mer_dg.reporting.maps import write_maps
 
 MODES = ("train", "evaluate", "report", "diagnose", "benchmark")

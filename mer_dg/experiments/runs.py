@@ -7,10 +7,10 @@ import dataclasses
 import functools
 from typing import Any
 
-from mer_dg.evaluation import Assignment
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, protocol_hash
-from mer_dg.reporting import Record, device_name, git_revision, make_record
+from mer_dg.experiments.hosts import device_name
+from mer_dg.protocol import Assignment, Record, git_revision, make_record
 
 # Asked once, before training: git is another program, and starting one from a
 # process in which jax is busy is not safe.

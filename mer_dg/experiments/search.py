@@ -7,8 +7,8 @@ import hashlib
 import math
 from typing import Any
 
-from mer_dg.evaluation import Assignment, validation_score
 from mer_dg.experiments.runs import Evaluation, Run
+from mer_dg.protocol import Assignment, validation_score
 
 # What a search finds for a method and task: overrides, and how many it tried.
 Choice = tuple[tuple[tuple[str, float], ...], int]
@@ -90,7 +90,7 @@ def choose(
     runs: All runs of the search, trial by trial.
     evaluations: Their evaluations.
     metric: Headline metric.
-    rule: One of `evaluation.SOURCE_RULES`.
+    rule: One of `protocol.SOURCE_RULES`.
 
   Returns:
     ``{(method, task): (overrides, number of trials)}``.

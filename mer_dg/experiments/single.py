@@ -13,7 +13,6 @@ import numpy as np
 from mer_dg.data.sampling import Pool
 from mer_dg.data.stream import DevicePrefetch, stream_batches
 from mer_dg.data.video_dataset import VideoDataset
-from mer_dg.evaluation import validation_score
 from mer_dg.experiments import pretrained, video
 from mer_dg.experiments.build import (
   Setting,
@@ -24,7 +23,7 @@ from mer_dg.experiments.build import (
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
 from mer_dg.networks import describe
-from mer_dg.reporting import append_records, write_atomic
+from mer_dg.protocol import append_records, validation_score, write_atomic
 from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
 from mer_dg.training.loop import fit
@@ -157,7 +156,7 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
         total_steps=config["total_steps"],
         log_every=config["log_every"],
         eval_every=config["eval_every"],
-        # The rule and the ties of `evaluation.select`.
+        # The rule and the ties of `protocol.select`.
         rank=lambda m: validation_score(m, config["selection"], config["metric"]),
         on_log=lambda at, metrics: logs[0].write(at, metrics),
         on_eval=on_eval,

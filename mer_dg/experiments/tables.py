@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mer_dg.evaluation import Assignment
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.grid import Divergence, Wave, train_all
 from mer_dg.experiments.hosts import is_first_host, wait_for_all
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_id
 from mer_dg.experiments.search import Choice, choose, final_runs, search_runs
 from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
-from mer_dg.reporting import append_records, write_atomic, write_report
+from mer_dg.protocol import Assignment, append_records, write_atomic
+from mer_dg.reporting import write_report
 
 
 def train_table(

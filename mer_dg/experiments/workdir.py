@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from mer_dg.experiments.hosts import this_host
-from mer_dg.reporting import Record, append_records, read_records, write_atomic
+from mer_dg.protocol import Record, append_records, read_records, write_atomic
 
 
 class WorkdirError(ValueError):

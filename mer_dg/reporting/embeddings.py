@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 import dataclasses
 
-from mer_dg.evaluation import AnyRecord, Interval
+from mer_dg.protocol import AnyRecord, Interval
 from mer_dg.reporting import stress
 
 _PREFIX = "representation/"
@@ -54,7 +54,7 @@ def representation(
     The numbers, ``None`` if no record has such metrics.
 
   Raises:
-    ValueError: As `evaluation.select`.
+    ValueError: As `protocol.select`.
 
   Example:
     >>> run = dict(run_id="r", method="erm", dataset="d", modalities=["a"], step=1,

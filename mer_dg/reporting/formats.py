@@ -8,8 +8,8 @@ import io
 import math
 from typing import Any
 
-from mer_dg import evaluation
-from mer_dg.evaluation import Difference, Interval
+from mer_dg import protocol
+from mer_dg.protocol import Difference, Interval
 from mer_dg.reporting import tables
 
 # What a reader must know about a selection rule before reading its numbers.
@@ -125,7 +125,7 @@ def _columns(table: tables.Table) -> list[tuple[str, list[Interval | None]]]:
 
 def places(cells: Sequence[Interval | None], metric: str) -> list[int]:
   """0 for the best shown number of a column, 1 for the second, 2 for the rest."""
-  sign = 1 if metric in evaluation.LOWER_IS_BETTER else -1
+  sign = 1 if metric in protocol.LOWER_IS_BETTER else -1
   # Compared as printed (both formats show 3 digits of the raw value): two equal
   # numbers must not differ in type face.
   keys = [
@@ -170,8 +170,8 @@ def cell_texts(
 
 def table_name(table: tables.Table) -> str:
   """``dataset (a + b)``, and the protocol if it is not the usual one."""
-  protocol = table.protocol.replace("_", " ")
-  shown = "" if table.protocol == evaluation.PROTOCOLS[0] else f", {protocol}"
+  assigned = table.protocol.replace("_", " ")
+  shown = "" if table.protocol == protocol.PROTOCOLS[0] else f", {assigned}"
   return f"{table.dataset} ({' + '.join(table.modalities)}){shown}"
 
 

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from mer_dg.reporting.files import write_atomic
+from mer_dg.protocol.files import write_atomic
 
 FILE = "embedding_maps.json"  # In the folder of the report.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 
-from mer_dg import evaluation
+from mer_dg import protocol
 from mer_dg.reporting import formats, tables
 
 # Best, second and other cells, as in `formats.to_markdown`.
@@ -93,7 +93,7 @@ def pooled(found: Sequence[tables.Table]) -> tables.Table | None:
   for table in found:
     best = chosen.get(table.dataset)
     more = best is None or len(table.modalities) > len(best.modalities)
-    if table.protocol == evaluation.PROTOCOLS[0] and more:
+    if table.protocol == protocol.PROTOCOLS[0] and more:
       chosen[table.dataset] = table
   if len(chosen) < 2:
     return None

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import itertools
 
-from mer_dg import evaluation
-from mer_dg.evaluation import AnyRecord
+from mer_dg import protocol
+from mer_dg.protocol import AnyRecord
 from mer_dg.reporting import (
   embeddings,
   formats,
@@ -313,8 +313,8 @@ def _calibration(
   section: Section, methods: Sequence[str], ids: Iterator[str]
 ) -> Markup:
   table = section.head
-  selected = evaluation.select(section.records, table.rule, metric=table.metric)
-  selected = evaluation.best_trial(selected, table.rule, metric=table.metric)
+  selected = protocol.select(section.records, table.rule, metric=table.metric)
+  selected = protocol.best_trial(selected, table.rule, metric=table.metric)
   shown = [
     m
     for m in _QUALITY
@@ -322,12 +322,12 @@ def _calibration(
   ]
   parts = []
   if shown:
-    scores = {m: evaluation.collect_scores(selected, f"target/{m}") for m in shown}
+    scores = {m: protocol.collect_scores(selected, f"target/{m}") for m in shown}
     body = [
       [
         method,
         *(
-          formats.format_interval(evaluation.summarize(scores[m][method]), m)
+          formats.format_interval(protocol.summarize(scores[m][method]), m)
           for m in shown
         ),
       ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import math
 
-from mer_dg import evaluation
+from mer_dg import protocol
 from mer_dg.reporting import embeddings, formats, reliance, stress
 from mer_dg.reporting import page_blocks as blocks
 from mer_dg.reporting.maps import EmbeddingMaps
@@ -85,7 +85,7 @@ def corrupted(
   )
 
 
-def _severity_mean(curve: dict[int, evaluation.Interval], metric: str) -> str:
+def _severity_mean(curve: dict[int, protocol.Interval], metric: str) -> str:
   """``43.4 (-9 %)``: mean over severities, and its distance from the clean score."""
   hurt = [interval.mean for severity, interval in curve.items() if severity > 0]
   mean = sum(hurt) / len(hurt) if hurt else math.nan
@@ -123,7 +123,7 @@ def inside(found: embeddings.Representation | None) -> Markup:
   )
 
 
-def _cell(own: dict[str, evaluation.Interval], name: str) -> str:
+def _cell(own: dict[str, protocol.Interval], name: str) -> str:
   keys = [k for k in (name, f"{name}/val", f"{name}/target") if k in own]
   percent = name == "domain_accuracy"
   show = lambda v: f"{100 * v:.1f}" if percent else f"{v:.2f}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 import json
 
-from mer_dg import evaluation
-from mer_dg.evaluation import AnyRecord
+from mer_dg import protocol
+from mer_dg.protocol import AnyRecord
 from mer_dg.reporting import formats
 
 # Settings of a search are listed one by one up to here, then as a range.
@@ -52,7 +52,7 @@ def facts(
     ("device", distinct("device")),
     ("time", [_time(records)]),
   ]
-  for method, rows in evaluation.group_by(records, lambda r: r["method"]).items():
+  for method, rows in protocol.group_by(records, lambda r: r["method"]).items():
     out.append((f"hyperparameters of {method}", _hyper(rows)))
   return [(name, lines) for name, lines in out if any(lines)]
 
@@ -85,7 +85,7 @@ def _tasks(records: Sequence[AnyRecord]) -> list[str]:
 
 
 def _trials(records: Sequence[AnyRecord]) -> str:
-  groups = evaluation.group_by(records, lambda r: r["method"])
+  groups = protocol.group_by(records, lambda r: r["method"])
   most = {m: max(r["trials"] for r in rows) for m, rows in groups.items()}
   return ", ".join(f"{m} {n}" for m, n in most.items())
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 
-from mer_dg import evaluation
-from mer_dg.evaluation import AnyRecord, Interval
+from mer_dg import protocol
+from mer_dg.protocol import AnyRecord, Interval
 from mer_dg.reporting import formats, stress
 
 
@@ -44,7 +44,7 @@ def reliance(
     records without ``val/repaired/<metric>``.
 
   Raises:
-    ValueError: As `evaluation.select`.
+    ValueError: As `protocol.select`.
 
   Example:
     >>> run = dict(run_id="r", method="erm", dataset="d", modalities=["a", "b"], step=1,
@@ -63,8 +63,8 @@ def reliance(
   found = {}
   for method, own in stress.by_method(selected, methods).items():
     rows = [{**r, "metrics": _with_lost(r["metrics"], metric)} for r in own]
-    mean = lambda name, rows=rows, method=method: evaluation.summarize(
-      evaluation.collect_scores(rows, name)[method]
+    mean = lambda name, rows=rows, method=method: protocol.summarize(
+      protocol.collect_scores(rows, name)[method]
     )
     val, repaired, lost, target = map(mean, names)
     found[method] = (val, repaired, lost, target)

@@ -8,8 +8,9 @@ import pathlib
 import re
 from typing import TYPE_CHECKING
 
-from mer_dg import evaluation
-from mer_dg.evaluation import AnyRecord
+from mer_dg import protocol
+from mer_dg.protocol import AnyRecord
+from mer_dg.protocol.files import write_atomic
 from mer_dg.reporting import (
   embeddings,
   formats,
@@ -21,7 +22,6 @@ from mer_dg.reporting import (
   tables,
   verdict,
 )
-from mer_dg.reporting.files import write_atomic
 from mer_dg.reporting.maps import EmbeddingMaps, read_maps
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def write_report(
     left_out: Runs that are in no table, and why, one line each.
     inner: Evaluations of inner runs, each of which leaves out one more domain; with
       them there is a table of leave-one-source-out selection.
-    rule: Of the headline, one of `evaluation.SOURCE_RULES`.
+    rule: Of the headline, one of `protocol.SOURCE_RULES`.
 
   Returns:
     The Markdown text, fit to be printed.
@@ -87,11 +87,11 @@ def write_report(
   folder = pathlib.Path(workdir) / "report"
   maps = read_maps(folder)
   groups = {
-    group: evaluation.name_pairs(rows)
-    for group, rows in evaluation.group_by(records, _group).items()
+    group: protocol.name_pairs(rows)
+    for group, rows in protocol.group_by(records, _group).items()
   }
   for rows in groups.values():
-    evaluation.check_comparable(rows)  # All of them, before anything is written.
+    protocol.check_comparable(rows)  # All of them, before anything is written.
   sections = [
     _section(
       rows,
@@ -133,8 +133,8 @@ def write_report(
 
 
 def _group(record: AnyRecord) -> tuple[str, tuple[str, ...], str]:
-  protocol = record.get("protocol", evaluation.PROTOCOLS[0])
-  return record["dataset"], tuple(record["modalities"]), protocol
+  assigned = record.get("protocol", protocol.PROTOCOLS[0])
+  return record["dataset"], tuple(record["modalities"]), assigned
 
 
 def _shows(maps: EmbeddingMaps, record: AnyRecord) -> bool:
@@ -154,7 +154,7 @@ def _section(
   headline: str,
 ) -> page.Section:
   compared = any(r["method"] == reference for r in rows)
-  rules = [*evaluation.RULES, *(["leave_one_source_out"] if inner else [])]
+  rules = [*protocol.RULES, *(["leave_one_source_out"] if inner else [])]
   if not all(f"val/repaired/{metric}" in r["metrics"] for r in rows):
     rules.remove("repaired_val")  # Records older than this rule.
   of_rule = {

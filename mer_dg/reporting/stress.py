@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from mer_dg import evaluation
-from mer_dg.evaluation import AnyRecord, Interval
+from mer_dg import evaluation, protocol
+from mer_dg.protocol import AnyRecord, Interval
 
 ALL_PRESENT = "all present"
 # A missing modality is declared missing, or gets the mean embedding in its place.
@@ -57,7 +57,7 @@ def missing_modality(
     The table, ``None`` if no record has such a metric.
 
   Raises:
-    ValueError: As `evaluation.select`.
+    ValueError: As `protocol.select`.
 
   Example:
     >>> run = dict(run_id="r", method="erm", dataset="d", modalities=["a", "b"],
@@ -131,7 +131,7 @@ def corrupted(
     The scores, ``None`` if no record has such a metric.
 
   Raises:
-    ValueError: As `evaluation.select`.
+    ValueError: As `protocol.select`.
 
   Example:
     >>> run = dict(run_id="r", method="erm", dataset="d", modalities=["a"],
@@ -176,7 +176,7 @@ def over_targets(rows: Sequence[AnyRecord], name: str) -> Interval | None:
   own = [r for r in rows if name in r["metrics"]]
   if not own:
     return None
-  return evaluation.summarize(evaluation.collect_scores(own, name)[own[0]["method"]])
+  return protocol.summarize(protocol.collect_scores(own, name)[own[0]["method"]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +229,7 @@ def reliability(
     The bins, ``None`` if no record has such metrics.
 
   Raises:
-    ValueError: As `evaluation.select`.
+    ValueError: As `protocol.select`.
 
   Example:
     >>> found = evaluation.reliability_metrics(jnp.zeros((2, 2)), jnp.array([0, 0]))
@@ -268,8 +268,8 @@ def _pooled(rows: Sequence[Mapping[str, float]], b: int) -> Bin:
 def _selected(
   records: Iterable[AnyRecord], metric: str, rule: str
 ) -> list[dict[str, Any]]:
-  chosen = evaluation.select(records, rule, metric=metric)
-  return evaluation.best_trial(chosen, rule, metric=metric)
+  chosen = protocol.select(records, rule, metric=metric)
+  return protocol.best_trial(chosen, rule, metric=metric)
 
 
 def where_recorded(
@@ -285,5 +285,5 @@ def where_recorded(
 def by_method(
   selected: Sequence[AnyRecord], methods: Sequence[str] | None
 ) -> dict[str, list[AnyRecord]]:
-  groups = evaluation.group_by(selected, lambda r: r["method"])
+  groups = protocol.group_by(selected, lambda r: r["method"])
   return {m: groups[m] for m in methods or groups if m in groups}

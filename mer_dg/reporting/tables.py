@@ -7,8 +7,8 @@ import dataclasses
 import math
 from typing import Any
 
-from mer_dg import evaluation
-from mer_dg.evaluation import AnyRecord, Difference, Interval
+from mer_dg import protocol
+from mer_dg.protocol import AnyRecord, Difference, Interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
     p_holm: Its p-value adjusted over the methods of the table; NaN if there is none.
     trials: Largest number of hyperparameter settings tried for a target.
     values: ``{target: {(seed, split_seed): value}}``, what everything is made of; see
-      `evaluation.collect_scores`.
+      `protocol.collect_scores`.
   """
 
   method: str
@@ -47,12 +47,12 @@ class Table:
 
   Attributes:
     metric: Name without split.
-    rule: Selection rule, one of `evaluation.RULES`.
+    rule: Selection rule, one of `protocol.RULES`.
     reference: Method of the paired differences, ``None`` for none.
     dataset: Name.
     data_version: Version.
     modalities: Names, in the order of the config.
-    protocol: How domains were assigned, one of `evaluation.PROTOCOLS`.
+    protocol: How domains were assigned, one of `protocol.PROTOCOLS`.
     targets: Held-out domains, the columns.
     rows: The methods, reference first.
     devices: What the runs ran on.
@@ -85,7 +85,7 @@ def build_table(
   Args:
     records: All evaluations of all runs of one dataset.
     metric: Name without split; ``target/<metric>`` is shown.
-    rule: Selection rule; one of `evaluation.RULES`, or ``leave_one_source_out``.
+    rule: Selection rule; one of `protocol.RULES`, or ``leave_one_source_out``.
     reference: Method to compare with, pair by pair; ``None``: no comparison.
     inner: Inner runs, for ``leave_one_source_out`` alone.
 
@@ -107,19 +107,19 @@ def build_table(
     [('erm', 0.5), ('mer', 0.75)]
   """
   records = list(records)
-  evaluation.check_comparable(records)
+  protocol.check_comparable(records)
   if rule == "leave_one_source_out":
-    selected = evaluation.select_leave_one_source_out(records, inner, metric=metric)
+    selected = protocol.select_leave_one_source_out(records, inner, metric=metric)
   else:
-    selected = evaluation.select(records, rule, metric=metric)
-    selected = evaluation.best_trial(selected, rule, metric=metric)
-  scores = evaluation.collect_scores(selected, f"target/{metric}")
+    selected = protocol.select(records, rule, metric=metric)
+    selected = protocol.best_trial(selected, rule, metric=metric)
+  scores = protocol.collect_scores(selected, f"target/{metric}")
   if reference is not None and reference not in scores:
     raise ValueError(f"reference={reference!r} is not one of {tuple(scores)}.")
   methods = sorted(scores, key=lambda m: m != reference)  # Stable: reference first.
   targets = tuple(dict.fromkeys(r["target"] for r in records))
   has_val = all(f"val/{metric}" in r["metrics"] for r in selected)
-  val = evaluation.collect_scores(selected, f"val/{metric}") if has_val else {}
+  val = protocol.collect_scores(selected, f"val/{metric}") if has_val else {}
   trials = {m: max(r["trials"] for r in selected if r["method"] == m) for m in methods}
 
   rows = []
@@ -132,17 +132,17 @@ def build_table(
       differences = {
         t: d
         for t in targets
-        if (d := evaluation.paired_difference({t: values.get(t, {})}, base))
+        if (d := protocol.paired_difference({t: values.get(t, {})}, base))
       }
       if len(differences) == len(targets):
-        difference = evaluation.paired_difference(values, base)
+        difference = protocol.paired_difference(values, base)
     rows.append(
       Row(
         method=method,
-        source_val=evaluation.summarize(val[method]) if has_val else None,
+        source_val=protocol.summarize(val[method]) if has_val else None,
         source_vals=_per_target(val.get(method, {})),
         targets=_per_target(values),
-        mean=evaluation.summarize(values) if complete else None,
+        mean=protocol.summarize(values) if complete else None,
         differences=differences,
         difference=difference,
         p_holm=math.nan,
@@ -150,9 +150,7 @@ def build_table(
         values=values,
       )
     )
-  adjusted = evaluation.holm(
-    [r.difference.p if r.difference else math.nan for r in rows]
-  )
+  adjusted = protocol.holm([r.difference.p if r.difference else math.nan for r in rows])
   rows = [dataclasses.replace(r, p_holm=p) for r, p in zip(rows, adjusted, strict=True)]
   first = records[0]
   return Table(
@@ -162,7 +160,7 @@ def build_table(
     dataset=first["dataset"],
     data_version=first["data_version"],
     modalities=tuple(first["modalities"]),
-    protocol=first.get("protocol", evaluation.PROTOCOLS[0]),
+    protocol=first.get("protocol", protocol.PROTOCOLS[0]),
     targets=targets,
     rows=tuple(rows),
     devices=tuple(dict.fromkeys(r["device"] for r in selected)),
@@ -170,5 +168,5 @@ def build_table(
   )
 
 
-def _per_target(scores: evaluation.Scores) -> dict[str, Interval]:
-  return {t: evaluation.mean_interval(list(v.values())) for t, v in scores.items()}
+def _per_target(scores: protocol.Scores) -> dict[str, Interval]:
+  return {t: protocol.mean_interval(list(v.values())) for t, v in scores.items()}

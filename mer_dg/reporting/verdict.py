@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import dataclasses
 import math
 
-from mer_dg import evaluation
-from mer_dg.evaluation import Difference
+from mer_dg import protocol
+from mer_dg.protocol import Difference
 from mer_dg.reporting import formats, tables
 
 SIGNIFICANCE = 0.05
@@ -54,7 +54,7 @@ class Verdict:
 
 def verdicts(table: tables.Table) -> list[Verdict]:
   """A verdict on each method that shares pairs with the reference on every target."""
-  sign = -1 if table.metric in evaluation.LOWER_IS_BETTER else 1
+  sign = -1 if table.metric in protocol.LOWER_IS_BETTER else 1
   judged = [
     (row, row.difference)
     for row in table.rows

@@ -2,7 +2,7 @@
 
 from configs import features, hust, sentiment
 from mer_dg.experiments import run
-from mer_dg.reporting import read_records
+from mer_dg.protocol import read_records
 from tests.data_prep import _sensors
 
 SMALL = {

@@ -11,7 +11,7 @@ import pytest
 
 from configs import features
 from mer_dg.experiments import run
-from mer_dg.reporting import read_records
+from mer_dg.protocol import read_records
 
 
 def random_file(rng):

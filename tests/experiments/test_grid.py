@@ -10,12 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from mer_dg.evaluation import Assignment
 from mer_dg.experiments import Workbench, grid, run, tables, validate
 from mer_dg.experiments.grid import WaveProgram, train_all
 from mer_dg.experiments.runs import Run
 from mer_dg.experiments.workdir import Workdir, read_lines
-from mer_dg.reporting import read_records
+from mer_dg.protocol import Assignment, read_records
 
 # The table of test_killed_grid, whose second wave is killed when it is to be written.
 KILLED = """

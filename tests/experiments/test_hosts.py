@@ -11,7 +11,7 @@ import pytest
 
 from mer_dg.experiments import ConfigError, grid, hosts, launch, validate, workdir
 from mer_dg.experiments.runs import Run
-from mer_dg.reporting import append_records, make_record
+from mer_dg.protocol import append_records, make_record
 
 
 def _free_port():
@@ -148,3 +148,9 @@ def test_one_run_is_for_one_host(tiny, monkeypatch, tmp_path):
   monkeypatch.setattr(launch, "this_host", lambda: (0, 2))
   with pytest.raises(ConfigError, match="2 hosts share the waves of a table"):
     launch.run(tiny("d1"), workdir=str(tmp_path))
+
+
+def test_device_name_of_a_cpu_says_cores_and_model():
+  name = hosts.device_name()
+  assert name.split()[0].isdigit()
+  assert " cores of " in name or " x " in name

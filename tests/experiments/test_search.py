@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from mer_dg.evaluation import Assignment
 from mer_dg.experiments import ConfigError, Workbench, validate
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.search import choose, draw, final_runs, search_runs
+from mer_dg.protocol import Assignment
 
 TASKS = [Assignment("d0"), Assignment("d1")]
 SPACE = {"mer_kde": {"mer": {"weight": (0.01, 1.0)}, "optimizer": {"lr": (0.001, 0.1)}}}

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg.evaluation import select
 from mer_dg.experiments import (
   TrainingDiverged,
   Workbench,
@@ -25,6 +24,7 @@ from mer_dg.experiments import (
   validate,
 )
 from mer_dg.experiments.workdir import Workdir, read_lines
+from mer_dg.protocol import select
 from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.step import make_resident_chunk
 

@@ -2,35 +2,7 @@
 
 import pytest
 
-from mer_dg import reporting
-
-
-def _record(**fields):
-  defaults = {
-    "method": "erm",
-    "target": "d3",
-    "sources": ["d1", "d2"],
-    "modalities": ["video", "audio"],
-    "dataset": "toy",
-    "data_version": "1.0",
-    "seed": 0,
-    "split_seed": 0,
-    "hyper": {},
-    "config_hash": "c0",
-    "trials": 1,
-    "step": 100,
-    "metrics": {"val/accuracy": 0.9, "val/nll": 0.1, "target/accuracy": 0.5},
-    "git_revision": "0123456789abcdef0123456789abcdef01234567-dirty",
-    "wall_time_s": 1.5,
-    "device": "2 cores of some CPU",
-  }
-  return reporting.make_record(**(defaults | fields))
-
-
-@pytest.fixture(scope="session")
-def make():
-  """Builds one record from the fields that matter to a test."""
-  return _record
+from tests.factories import record
 
 
 @pytest.fixture(scope="session")
@@ -57,5 +29,5 @@ def experiment():
           }
           sources = ["b", "c"] if target == "a" else ["a", "c"]
           fields = {"target": target, "sources": sources, "seed": seed, "step": step}
-          records.append(_record(method=method, metrics=metrics, **fields))
+          records.append(record(method=method, metrics=metrics, **fields))
   return records

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pytest
 
-from mer_dg import reporting
+from mer_dg import protocol, reporting
 from mer_dg.reporting import plots
 
 
@@ -158,7 +158,7 @@ def test_saved_figures_are_whole_and_reproducible(tmp_path):
 
 def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "table.md"
-  reporting.write_atomic(path, "old")
+  protocol.write_atomic(path, "old")
 
   def disk_full(self, data):
     with open(self, "wb") as f:
@@ -167,7 +167,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
 
   monkeypatch.setattr(pathlib.Path, "write_bytes", disk_full)
   with pytest.raises(OSError, match="no space"):
-    reporting.write_atomic(path, "new text")
+    protocol.write_atomic(path, "new text")
   assert path.read_text() == "old"
   assert list(tmp_path.iterdir()) == [path]
 

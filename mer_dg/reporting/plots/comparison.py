@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from mer_dg import evaluation
+from mer_dg import protocol
 from mer_dg.reporting import formats, tables
 from mer_dg.reporting.plots import style
 
@@ -80,7 +80,7 @@ def _draw_target(
 
 
 def error_bar(
-  interval: evaluation.Interval, scale: float = 1.0
+  interval: protocol.Interval, scale: float = 1.0
 ) -> list[list[float]] | None:
   """What matplotlib's ``errorbar`` takes; ``None`` where there is no interval."""
   if math.isnan(interval.low):
@@ -122,7 +122,7 @@ def difference_plot(table: tables.Table) -> Figure:
     style.grid(ax, "x")
     ax.set_ylabel("held-out domain")
     unit = " (points)" if formats.is_percent(table.metric) else ""
-    better = "left" if table.metric in evaluation.LOWER_IS_BETTER else "right"
+    better = "left" if table.metric in protocol.LOWER_IS_BETTER else "right"
     name = table.metric.replace("_", " ")
     ax.set_xlabel(
       f"difference in target {name}\nto {table.reference}{unit}; {better} is better"
@@ -179,11 +179,11 @@ def rank_plot(table: tables.Table) -> Figure:
   import matplotlib
   from matplotlib.figure import Figure
 
-  ranking = evaluation.rank_methods(
+  ranking = protocol.rank_methods(
     {row.method: row.values for row in table.rows},
-    higher_is_better=table.metric not in evaluation.LOWER_IS_BETTER,
+    higher_is_better=table.metric not in protocol.LOWER_IS_BETTER,
   )
-  cliques = evaluation.cliques(ranking)
+  cliques = protocol.cliques(ranking)
   k, cd = len(ranking.ranks), ranking.critical_difference
   depth = 0.6 + (len(cliques) + (k + 1) // 2) * 0.32  # Data units below the axis.
   with matplotlib.rc_context(style.RC):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mer_dg import evaluation
-from mer_dg.evaluation import AnyRecord
+from mer_dg import protocol
+from mer_dg.protocol import AnyRecord
 from mer_dg.reporting.plots import style
 
 if TYPE_CHECKING:
@@ -160,10 +160,10 @@ def _curve(rows: Iterable[AnyRecord], name: str) -> np.ndarray:
   """``[steps, 4]``: step, mean and bounds over units of the mean over targets."""
   out = []
   rows = [r for r in rows if name in r["metrics"]]
-  for step, at in sorted(evaluation.group_by(rows, lambda r: r["step"]).items()):
-    units = evaluation.group_by(at, lambda r: (r["seed"], r["split_seed"]))
+  for step, at in sorted(protocol.group_by(rows, lambda r: r["step"]).items()):
+    units = protocol.group_by(at, lambda r: (r["seed"], r["split_seed"]))
     means = [np.mean([r["metrics"][name] for r in unit]) for unit in units.values()]
-    interval = evaluation.mean_interval(means)
+    interval = protocol.mean_interval(means)
     out.append((step, interval.mean, interval.low, interval.high))
   return np.array(out, dtype=np.float64).reshape(-1, 4)
 

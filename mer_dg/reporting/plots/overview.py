@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import math
 from typing import TYPE_CHECKING
 
-from mer_dg import evaluation
+from mer_dg import protocol
 from mer_dg.reporting import formats, tables
 from mer_dg.reporting.plots import comparison, style
 
@@ -64,7 +64,7 @@ def overview_plot(found: Sequence[tables.Table]) -> Figure:
     ax.set_ylim(len(found) - 0.5, -0.5)
     style.grid(ax, "x")
     unit = " (points)" if formats.is_percent(head.metric) else ""
-    better = "left" if head.metric in evaluation.LOWER_IS_BETTER else "right"
+    better = "left" if head.metric in protocol.LOWER_IS_BETTER else "right"
     name = head.metric.replace("_", " ")
     # Under the whole figure: names of tables may leave little to the axis.
     fig.supxlabel(

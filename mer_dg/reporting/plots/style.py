@@ -12,8 +12,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any, Literal
 
+from mer_dg.protocol.files import write_atomic
 from mer_dg.reporting import formats
-from mer_dg.reporting.files import write_atomic
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from mer_dg import evaluation
+from mer_dg import protocol
 
 SOURCES = ("a", "b", "c")
 
@@ -54,7 +54,7 @@ def test_setting_and_step_with_the_best_mean_over_left_out_sources():
   # The best single number, .99, belongs to a setting that is worse on the others.
   inner += leave_out(0.1, {"a": [0.99, 0.2], "b": [0.2, 0.2], "c": [0.2, 0.2]})
   inner += leave_out(0.2, {"a": [0.7, 0.6], "b": [0.7, 0.6], "c": [0.7, 0.7]})
-  choice = evaluation.leave_one_source_out(inner, SOURCES)
+  choice = protocol.leave_one_source_out(inner, SOURCES)
   assert (choice.hyper, choice.step, choice.trials) == ({"w": 0.2}, 10, 3)
   assert choice.score == pytest.approx(0.7)
   assert choice.incomplete == 0
@@ -65,28 +65,28 @@ def test_sources_weigh_the_same_whatever_their_number_of_seeds():
   for seed in (1, 2, 3):  # Four seeds of a: a plain mean over runs would say 0.7.
     inner += run(0.0, "a", ["b", "c"], [0.9], seed=seed)
   inner += leave_out(0.1, {"a": [0.6], "b": [0.6], "c": [0.6]})
-  choice = evaluation.leave_one_source_out(inner, SOURCES)
+  choice = protocol.leave_one_source_out(inner, SOURCES)
   assert choice.hyper == {"w": 0.1}
 
 
 def test_ties_go_to_lower_nll_then_the_earlier_setting_then_the_earlier_step():
   same = dict.fromkeys(SOURCES, (0.5, 0.5))
   by_nll = leave_out(0.0, same, nll=2.0) + leave_out(0.1, same, nll=1.0)
-  assert evaluation.leave_one_source_out(by_nll, SOURCES).hyper == {"w": 0.1}
+  assert protocol.leave_one_source_out(by_nll, SOURCES).hyper == {"w": 0.1}
   first = leave_out(0.3, same) + leave_out(0.1, same)
-  choice = evaluation.leave_one_source_out(first, SOURCES)
+  choice = protocol.leave_one_source_out(first, SOURCES)
   assert (choice.hyper, choice.step) == ({"w": 0.3}, 10)
 
 
 def test_a_metric_that_is_better_when_smaller_and_nan_is_the_worst():
   values = dict.fromkeys(SOURCES, (0.5,))
   inner = leave_out(0.0, values, nll=0.7) + leave_out(0.1, values, nll=0.4)
-  choice = evaluation.leave_one_source_out(inner, SOURCES, metric="nll")
+  choice = protocol.leave_one_source_out(inner, SOURCES, metric="nll")
   assert choice.hyper == {"w": 0.1}
   assert choice.score == pytest.approx(0.4)
   broken = leave_out(0.0, {"a": [0.9], "b": [math.nan], "c": [0.9]})
   broken += leave_out(0.1, dict.fromkeys(SOURCES, (0.1,)))
-  assert evaluation.leave_one_source_out(broken, SOURCES).hyper == {"w": 0.1}
+  assert protocol.leave_one_source_out(broken, SOURCES).hyper == {"w": 0.1}
 
 
 def test_only_runs_that_leave_exactly_one_source_out_are_looked_at():
@@ -95,7 +95,7 @@ def test_only_runs_that_leave_exactly_one_source_out_are_looked_at():
   # the target would all prefer another setting.
   stray = run(0.0, "a", ["b", "c", "t"], [1.0]) + run(0.0, "a", ["b"], [1.0])
   stray += run(0.0, "t", SOURCES, [1.0])
-  choice = evaluation.leave_one_source_out(stray + inner, SOURCES)
+  choice = protocol.leave_one_source_out(stray + inner, SOURCES)
   assert choice.hyper == {"w": 0.1}
   assert choice.trials == 1
 
@@ -103,7 +103,7 @@ def test_only_runs_that_leave_exactly_one_source_out_are_looked_at():
 def test_a_step_that_some_run_lacks_and_a_setting_that_lacks_a_source_do_not_count():
   inner = leave_out(0.0, {"a": [0.5, 0.9], "b": [0.5], "c": [0.5, 0.9]})
   inner += run(0.1, "a", ["b", "c"], [1.0]) + run(0.1, "b", ["a", "c"], [1.0])
-  choice = evaluation.leave_one_source_out(inner, SOURCES)
+  choice = protocol.leave_one_source_out(inner, SOURCES)
   assert (choice.hyper, choice.step) == ({"w": 0.0}, 10)
   assert (choice.trials, choice.incomplete) == (2, 1)
 
@@ -122,14 +122,14 @@ def test_the_chosen_runs_at_the_chosen_step_one_per_seed_and_labelled():
   inner += leave_out(0.1, dict.fromkeys(SOURCES, (0.5, 0.7)))
   records = finals()
   before = copy.deepcopy(records)
-  out = evaluation.select_leave_one_source_out(records, inner)
+  out = protocol.select_leave_one_source_out(records, inner)
   assert [(r["hyper"]["w"], r["step"], r["seed"]) for r in out] == [
     *((0.1, 20, 0), (0.1, 20, 1))
   ]
   assert {r["selection"] for r in out} == {"leave_one_source_out"}
   assert {r["trials"] for r in out} == {2}
   assert records == before
-  scores = evaluation.collect_scores(out, "target/accuracy")
+  scores = protocol.collect_scores(out, "target/accuracy")
   assert scores["mer"]["t"] == {(0, 0): 0.5, (1, 0): 0.5}
 
 
@@ -142,8 +142,7 @@ def test_target_metrics_cannot_change_the_choice(target):
   for r, value in zip(changed, target, strict=True):
     r["metrics"] |= {"target/accuracy": value, "target/nll": -value}
   pick = lambda rows: [
-    (r["run_id"], r["step"])
-    for r in evaluation.select_leave_one_source_out(rows, inner)
+    (r["run_id"], r["step"]) for r in protocol.select_leave_one_source_out(rows, inner)
   ]
   assert pick(finals()) == pick(changed)
 
@@ -154,7 +153,7 @@ def test_methods_and_data_versions_do_not_choose_for_each_other():
   inner += leave_out(0.1, best, method="erm")
   inner += leave_out(0.1, best, data_version="2")
   inner += leave_out(0.1, best, modalities=["x"])
-  out = evaluation.select_leave_one_source_out(finals(), inner)
+  out = protocol.select_leave_one_source_out(finals(), inner)
   assert {r["hyper"]["w"] for r in out} == {0.0}
 
 
@@ -163,26 +162,26 @@ def test_one_inner_run_serves_two_targets():
   pair = lambda w, v: run(w, "a", ["b"], [v]) + run(w, "b", ["a"], [v])
   inner = pair(0.0, 0.5) + pair(0.1, 0.6)
   records = run(0.1, "t", ["a", "b"], [0.4]) + run(0.1, "u", ["a", "b"], [0.4])
-  out = evaluation.select_leave_one_source_out(records, inner)
+  out = protocol.select_leave_one_source_out(records, inner)
   assert [r["target"] for r in out] == ["t", "u"]
 
 
 def test_errors_name_what_is_missing():
   inner = leave_out(0.2, dict.fromkeys(SOURCES, (0.5, 0.5, 0.9)))
   with pytest.raises(ValueError, match=r"sources=\['a'\]: leaving one out"):
-    evaluation.leave_one_source_out(inner, ["a"])
+    protocol.leave_one_source_out(inner, ["a"])
   with pytest.raises(ValueError, match=r"sources \['c'\] were never left out \(4 of 4"):
     some = run(0.0, "a", ["b", "c"], [0.5] * 2) + run(0.0, "b", ["a", "c"], [0.5] * 2)
-    evaluation.leave_one_source_out(some, SOURCES)
+    protocol.leave_one_source_out(some, SOURCES)
   with pytest.raises(ValueError, match=r"method 'mer', target 't': .*choose \{'w': 0"):
-    evaluation.select_leave_one_source_out(finals(), inner)
+    protocol.select_leave_one_source_out(finals(), inner)
   late = leave_out(0.1, dict.fromkeys(SOURCES, (0.5, 0.5, 0.9)))
   with pytest.raises(ValueError, match=r"choose step 30, but run .* at \[10, 20\]"):
-    evaluation.select_leave_one_source_out(finals(), late)
+    protocol.select_leave_one_source_out(finals(), late)
   with pytest.raises(ValueError, match="no records"):
-    evaluation.select_leave_one_source_out([], inner)
+    protocol.select_leave_one_source_out([], inner)
   mixed = finals() + run(0.0, "t", ["a", "b"], [0.5])
   with pytest.raises(ValueError, match="different sources"):
-    evaluation.select_leave_one_source_out(mixed, inner)
+    protocol.select_leave_one_source_out(mixed, inner)
   with pytest.raises(ValueError, match="no metric 'target/f1'"):
-    evaluation.leave_one_source_out(inner, SOURCES, metric="f1")
+    protocol.leave_one_source_out(inner, SOURCES, metric="f1")

@@ -24,8 +24,8 @@ import json
 import math
 from typing import Any
 
-from mer_dg.evaluation import selection
-from mer_dg.evaluation.selection import AnyRecord, group_by
+from mer_dg.protocol import selection
+from mer_dg.protocol.selection import AnyRecord, group_by
 
 RULE = "leave_one_source_out"
 

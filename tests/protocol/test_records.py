@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg import reporting
+from mer_dg import protocol
 
 
 def test_round_trip_keeps_everything_and_nan(tmp_path, make):
@@ -20,8 +20,8 @@ def test_round_trip_keeps_everything_and_nan(tmp_path, make):
     hyper={"lr": np.float32(0.5)},
     metrics={"val/nll": jnp.float32(0.25), "aurc": math.nan, "x": math.inf},
   )
-  assert reporting.append_records(path, [record]) == 1
-  (read,) = reporting.read_records(path)
+  assert protocol.append_records(path, [record]) == 1
+  (read,) = protocol.read_records(path)
   assert read["hyper"] == {"lr": 0.5}
   assert read["metrics"]["val/nll"] == 0.25
   assert math.isnan(read["metrics"]["aurc"])
@@ -65,49 +65,49 @@ def test_run_id_depends_on_what_identifies_a_run_and_nothing_else(make):
 def test_appending_again_doubles_nothing(tmp_path, make):
   path = tmp_path / "results.jsonl"
   records = [make(step=s, seed=i) for s in (1, 2) for i in (0, 1)]
-  assert reporting.append_records(path, records[:3]) == 3
-  assert reporting.append_records(path, records + records) == 1
-  assert reporting.append_records(path, records) == 0
-  assert reporting.read_records(path) == records
+  assert protocol.append_records(path, records[:3]) == 3
+  assert protocol.append_records(path, records + records) == 1
+  assert protocol.append_records(path, records) == 0
+  assert protocol.read_records(path) == records
 
 
 def test_a_record_that_is_there_gets_the_metrics_it_lacks(tmp_path, make):
   path = tmp_path / "results.jsonl"
   metrics = {"val/accuracy": 0.5, "val/nll": math.inf}
   first, second = make(seed=0, metrics=metrics), make(seed=1, metrics=metrics)
-  reporting.append_records(path, [first, second])
+  protocol.append_records(path, [first, second])
   more = make(seed=1, metrics=metrics | {"target/without_a/accuracy": 0.25})
   new = make(seed=2, metrics=metrics)
-  assert reporting.append_records(path, [more, new]) == 2
-  found = reporting.read_records(path)
+  assert protocol.append_records(path, [more, new]) == 2
+  found = protocol.read_records(path)
   assert [r["seed"] for r in found] == [0, 1, 2]
   assert found[1]["metrics"]["target/without_a/accuracy"] == 0.25
   assert "target/without_a/accuracy" not in found[0]["metrics"]
-  assert reporting.append_records(path, [more, new]) == 0
+  assert protocol.append_records(path, [more, new]) == 0
   assert list(tmp_path.iterdir()) == [path]
 
 
 def test_metrics_of_another_network_are_not_mixed_in(tmp_path, make):
   path = tmp_path / "results.jsonl"
-  reporting.append_records(path, [make(metrics={"val/accuracy": 0.5})])
+  protocol.append_records(path, [make(metrics={"val/accuracy": 0.5})])
   other = make(metrics={"val/accuracy": 0.6, "target/without_a/accuracy": 0.25})
   with pytest.warns(UserWarning, match="1 new ones are not added"):
-    assert reporting.append_records(path, [other]) == 0
-  assert reporting.read_records(path)[0]["metrics"] == {"val/accuracy": 0.5}
+    assert protocol.append_records(path, [other]) == 0
+  assert protocol.read_records(path)[0]["metrics"] == {"val/accuracy": 0.5}
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_half_written_last_line_is_dropped_then_cut_off(tmp_path, make, cut):
   path = tmp_path / "results.jsonl"
   records = [make(step=s) for s in (1, 2, 3)]
-  reporting.append_records(path, records)
+  protocol.append_records(path, records)
   whole = path.read_bytes()
   last = len(whole) - len(whole.splitlines(keepends=True)[-1])
   path.write_bytes(whole[: last + cut])
   with pytest.warns(UserWarning, match="dropped the half-written last line 3"):
-    assert reporting.read_records(path) == records[:2]
+    assert protocol.read_records(path) == records[:2]
   with pytest.warns(UserWarning, match="half-written"):
-    assert reporting.append_records(path, records) == 1
+    assert protocol.append_records(path, records) == 1
   assert path.read_bytes() == whole
 
 
@@ -115,41 +115,41 @@ def test_a_short_record_leaves_nothing_of_a_longer_half_written_one(tmp_path, ma
   path = tmp_path / "results.jsonl"
   short = make(metrics={}, step=2)
   long = make(metrics={f"val/domain_{i}/accuracy": 0.5 for i in range(99)})
-  reporting.append_records(path, [make(), long | {"step": 3}])
+  protocol.append_records(path, [make(), long | {"step": 3}])
   path.write_bytes(path.read_bytes()[:-9])
   with pytest.warns(UserWarning, match="half-written"):
-    reporting.append_records(path, [short])
+    protocol.append_records(path, [short])
   assert path.read_bytes().endswith(b"}\n")
-  assert reporting.read_records(path) == [make(), short]
+  assert protocol.read_records(path) == [make(), short]
 
 
 def test_only_the_newline_of_the_last_line_is_lost(tmp_path, make):
   path = tmp_path / "results.jsonl"
   records = [make(step=s) for s in (1, 2)]
-  reporting.append_records(path, records[:1])
+  protocol.append_records(path, records[:1])
   path.write_bytes(path.read_bytes().rstrip(b"\n"))
-  assert reporting.read_records(path) == records[:1]
-  reporting.append_records(path, records)
-  assert reporting.read_records(path) == records
+  assert protocol.read_records(path) == records[:1]
+  protocol.append_records(path, records)
+  assert protocol.read_records(path) == records
 
 
 def test_a_block_of_zeros_at_the_end_is_recovered(tmp_path, make):
   path = tmp_path / "results.jsonl"  # What a power cut leaves on some file systems.
-  reporting.append_records(path, [make()])
+  protocol.append_records(path, [make()])
   with open(path, "ab") as f:
     f.write(bytes(64))
   with pytest.warns(UserWarning, match="line 2"):
-    assert reporting.read_records(path) == [make()]
+    assert protocol.read_records(path) == [make()]
 
 
 @pytest.mark.parametrize("bad", [b'{"method": "er', b"\xff\xfe", b"[1]", b"{}"])
 def test_a_broken_line_before_the_end_is_an_error_naming_it(tmp_path, make, bad):
   path = tmp_path / "results.jsonl"
-  reporting.append_records(path, [make(step=s) for s in (1, 2)])
+  protocol.append_records(path, [make(step=s) for s in (1, 2)])
   first, second = path.read_bytes().splitlines(keepends=True)
   broken = first + bad + b"\n" + second
   path.write_bytes(broken)
-  for act in (reporting.read_records, lambda p: reporting.append_records(p, [make()])):
+  for act in (protocol.read_records, lambda p: protocol.append_records(p, [make()])):
     with pytest.raises(ValueError, match=r"results\.jsonl, line 2: "):
       act(path)
   assert path.read_bytes() == broken  # An error destroys nothing.
@@ -157,11 +157,11 @@ def test_a_broken_line_before_the_end_is_an_error_naming_it(tmp_path, make, bad)
 
 def test_a_complete_last_line_that_is_no_record_is_an_error(tmp_path, make):
   path = tmp_path / "results.jsonl"
-  reporting.append_records(path, [make()])
+  protocol.append_records(path, [make()])
   with open(path, "ab") as f:
     f.write(b'{"method": "erm"}')
   with pytest.raises(ValueError, match=r"line 2: not a record: missing \['target'"):
-    reporting.read_records(path)
+    protocol.read_records(path)
 
 
 def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, make):
@@ -172,7 +172,7 @@ def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, make)
     "template = json.loads(sys.argv[2])\n"
     "for step in range(100000):\n"
     "  record = {**template, 'step': step}\n"
-    "  reporting.append_records(sys.argv[1], [record])\n"
+    "  protocol.append_records(sys.argv[1], [record])\n"
     "  print(step, flush=True)\n"
   )
   child = subprocess.Popen(
@@ -189,8 +189,8 @@ def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, make)
   acknowledged = [int(x) for x in child.stdout.read().split()] or [20]
   child.wait()
   steps = [make(step=s) for s in range(acknowledged[-1] + 10)]
-  reporting.append_records(path, steps)
-  read = [r["step"] for r in reporting.read_records(path)]
+  protocol.append_records(path, steps)
+  read = [r["step"] for r in protocol.read_records(path)]
   assert sorted(set(read)) == sorted(read)
   assert set(range(len(steps))) <= set(read)
 
@@ -215,13 +215,7 @@ def test_bad_fields_are_named(make, field, value, error, match):
 def test_git_revision_is_of_this_source_not_of_where_it_is_called(
   tmp_path, monkeypatch
 ):
-  before = reporting.git_revision()
+  before = protocol.git_revision()
   monkeypatch.chdir(tmp_path)
-  assert reporting.git_revision() == before
+  assert protocol.git_revision() == before
   assert before
-
-
-def test_device_name_of_a_cpu_says_cores_and_model():
-  name = reporting.device_name()
-  assert name.split()[0].isdigit()
-  assert " cores of " in name or " x " in name

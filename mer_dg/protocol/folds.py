@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from mer_dg.evaluation.selection import AnyRecord, single_sources
+from mer_dg.protocol.selection import AnyRecord, single_sources
 
 PROTOCOLS = ("leave_one_domain_out", "single_source", "in_domain")
 # Most columns "source to target" that a table is given; with more domains the pairs of

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from mer_dg.evaluation.selection import metric_value, single_sources
+from mer_dg.protocol.selection import metric_value, single_sources
 
 LEVEL = 0.95
 RESAMPLES = 10_000

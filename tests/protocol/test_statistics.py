@@ -7,26 +7,26 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mer_dg import evaluation
+from mer_dg import protocol
 
 
 def test_t_interval_agrees_with_scipy():
   x = np.random.default_rng(0).normal(size=7)
   low, high = scipy.stats.ttest_1samp(x, 0.0).confidence_interval(0.95)
-  actual = evaluation.mean_interval(x)
+  actual = protocol.mean_interval(x)
   np.testing.assert_allclose([actual.low, actual.high], [low, high])
   assert actual.n == 7
 
 
 def test_one_value_has_no_interval():
-  r = evaluation.mean_interval([0.25])
+  r = protocol.mean_interval([0.25])
   assert r.mean == 0.25
   assert math.isnan(r.low)
   assert math.isnan(r.high)
 
 
 def test_the_mean_over_targets_weighs_targets_not_runs():
-  r = evaluation.hierarchical_interval([[0.0], [1.0, 1.0, 1.0]])
+  r = protocol.hierarchical_interval([[0.0], [1.0, 1.0, 1.0]])
   assert r.mean == 0.5
   assert r.n == 4
 
@@ -36,7 +36,7 @@ def test_hierarchical_interval_has_the_variance_of_its_two_levels():
   # population variances: what resampling both levels with replacement gives.
   rng = np.random.default_rng(0)
   groups = [list(rng.normal(mu, 1.0, n)) for mu, n in enumerate([4, 9] * 6)]
-  r = evaluation.hierarchical_interval(groups, resamples=20_000)
+  r = protocol.hierarchical_interval(groups, resamples=20_000)
   between = np.var([np.mean(g) for g in groups]) / 12
   within = np.mean([np.var(g) / len(g) for g in groups]) / 12
   expected = 2 * 1.96 * math.sqrt(between + within)
@@ -46,14 +46,14 @@ def test_hierarchical_interval_has_the_variance_of_its_two_levels():
 
 def test_hierarchical_interval_is_deterministic_and_seeded():
   groups = [[0.1, 0.3, 0.2], [0.7, 0.9, 0.4]]
-  first = evaluation.hierarchical_interval(groups, seed=1)
-  assert first == evaluation.hierarchical_interval(groups, seed=1)
-  assert first != evaluation.hierarchical_interval(groups, seed=2)
+  first = protocol.hierarchical_interval(groups, seed=1)
+  assert first == protocol.hierarchical_interval(groups, seed=1)
+  assert first != protocol.hierarchical_interval(groups, seed=2)
 
 
 def test_a_target_without_values_is_an_error():
   with pytest.raises(ValueError, match=r"every target needs a value, got \[1, 0\]"):
-    evaluation.hierarchical_interval([[0.1], []])
+    protocol.hierarchical_interval([[0.1], []])
 
 
 def test_exact_sign_flip_agrees_with_enumeration():
@@ -61,35 +61,35 @@ def test_exact_sign_flip_agrees_with_enumeration():
   flips = np.array(list(itertools.product([1, -1], repeat=len(d))))
   null = (flips * d).mean(1)
   expected = np.mean(np.abs(null) >= abs(d.mean()) - 1e-12)
-  np.testing.assert_allclose(evaluation.sign_flip_p_value(d), expected)
+  np.testing.assert_allclose(protocol.sign_flip_p_value(d), expected)
 
 
 def test_least_exact_p_of_16_pairs_and_a_drawn_p_beyond():
-  assert evaluation.sign_flip_p_value([0.1] * 16) == 2 / 2**16
+  assert protocol.sign_flip_p_value([0.1] * 16) == 2 / 2**16
   # 2^30 patterns are drawn from, not enumerated; a p of 0 would be a claim too far.
-  p = evaluation.sign_flip_p_value([0.1] * 30)
+  p = protocol.sign_flip_p_value([0.1] * 30)
   assert 0 < p <= 2 * 2 / 2**16
   mixed = np.random.default_rng(0).normal(0.3, 1.0, 30)
   # The t test is the large-sample limit of the sign-flip test.
   np.testing.assert_allclose(
-    evaluation.sign_flip_p_value(mixed),
+    protocol.sign_flip_p_value(mixed),
     scipy.stats.ttest_1samp(mixed, 0.0).pvalue,
     atol=0.02,
   )
-  assert evaluation.sign_flip_p_value(mixed) == evaluation.sign_flip_p_value(mixed)
+  assert protocol.sign_flip_p_value(mixed) == protocol.sign_flip_p_value(mixed)
 
 
 def test_degenerate_differences_prove_nothing():
-  assert evaluation.sign_flip_p_value([0.0, 0.0, 0.0]) == 1.0
-  assert evaluation.sign_flip_p_value([0.4]) == 1.0
-  assert math.isnan(evaluation.sign_flip_p_value([0.4, math.nan]))
+  assert protocol.sign_flip_p_value([0.0, 0.0, 0.0]) == 1.0
+  assert protocol.sign_flip_p_value([0.4]) == 1.0
+  assert math.isnan(protocol.sign_flip_p_value([0.4, math.nan]))
   with pytest.raises(ValueError, match="empty"):
-    evaluation.sign_flip_p_value([])
+    protocol.sign_flip_p_value([])
 
 
 def test_sign_flip_keeps_its_level_under_the_null():
   rng = np.random.default_rng(0)
-  p = [evaluation.sign_flip_p_value(rng.normal(size=8)) for _ in range(400)]
+  p = [protocol.sign_flip_p_value(rng.normal(size=8)) for _ in range(400)]
   # 400 tests at 5 %: 20 ± 4.4 rejections; 35 is beyond three standard deviations.
   assert 5 < sum(x <= 0.05 for x in p) < 35
 
@@ -97,23 +97,23 @@ def test_sign_flip_keeps_its_level_under_the_null():
 def test_paired_difference_pairs_by_target_and_unit():
   erm = {"a": {0: 0.5, 1: 0.9}, "b": {0: 0.2, 1: 0.3}}
   mer = {"a": {1: 1.0, 0: 0.6}, "b": {1: 0.4, 2: 0.0}}  # Another order; b/0 missing.
-  d = evaluation.paired_difference(mer, erm)
+  d = protocol.paired_difference(mer, erm)
   np.testing.assert_allclose(d.mean, 0.1)
   assert d.n == 3
   np.testing.assert_allclose([d.low, d.high], [0.1, 0.1])  # Pairing removes the spread.
   assert d.p == 2 / 2**3
-  assert evaluation.paired_difference({"c": {0: 1.0}}, erm) is None
+  assert protocol.paired_difference({"c": {0: 1.0}}, erm) is None
 
 
 def test_collect_scores_refuses_two_runs_for_one_place():
   row = {"method": "m", "target": "t", "seed": 0, "split_seed": 0, "metrics": {"x": 1}}
   with pytest.raises(ValueError, match=r"two runs of method 'm'.*best_trial"):
-    evaluation.collect_scores([row, row], "x")
+    protocol.collect_scores([row, row], "x")
 
 
 def test_holm_by_hand_and_with_nan():
   # Holm 1979: sorted .005 .01 .03 .04, times 4 3 2 1, made monotone.
-  actual = evaluation.holm([0.01, 0.04, math.nan, 0.03, 0.005])
+  actual = protocol.holm([0.01, 0.04, math.nan, 0.03, 0.005])
   np.testing.assert_allclose(actual, [0.03, 0.06, math.nan, 0.06, 0.02])
 
 
@@ -124,7 +124,7 @@ def test_nemenyi_critical_difference_of_the_published_table():
     f"m{i}": {f"t{j}": {0: float(v)} for j, v in enumerate(rng.random(14))}
     for i in range(4)
   }
-  r = evaluation.rank_methods(table)
+  r = protocol.rank_methods(table)
   np.testing.assert_allclose(
     r.critical_difference, 2.569 * math.sqrt(4 * 5 / (6 * 14)), rtol=1e-3
   )
@@ -140,25 +140,25 @@ def test_ranks_average_units_first_share_ties_and_turn_for_errors():
     "y": {"a": {0: 0.5, 1: 0.5}, "b": {0: 0.6}},
     "z": {"a": {0: 0.9, 1: 0.9}, "b": {0: 0.7}},
   }
-  assert evaluation.rank_methods(table).ranks == {"x": 2.75, "y": 2.25, "z": 1.0}
-  turned = evaluation.rank_methods(table, higher_is_better=False).ranks
+  assert protocol.rank_methods(table).ranks == {"x": 2.75, "y": 2.25, "z": 1.0}
+  turned = protocol.rank_methods(table, higher_is_better=False).ranks
   assert turned == {"x": 1.25, "y": 1.75, "z": 3.0}
 
 
 def test_identical_methods_do_not_differ():
   same = {m: {"a": {0: 0.5}, "b": {0: 0.5}} for m in "xyz"}
-  assert evaluation.rank_methods(same).p == 1.0
+  assert protocol.rank_methods(same).p == 1.0
 
 
 def test_ranking_too_little_is_an_error():
   with pytest.raises(ValueError, match="got 1 on 1"):
-    evaluation.rank_methods({"x": {"a": {0: 0.5}}})
+    protocol.rank_methods({"x": {"a": {0: 0.5}}})
 
 
 def test_cliques_by_hand():
   def of(*ranks, cd):
     named = dict(zip("vwxyz", ranks, strict=False))
-    return ["".join(c) for c in evaluation.cliques(evaluation.Ranking(named, cd, 0, 9))]
+    return ["".join(c) for c in protocol.cliques(protocol.Ranking(named, cd, 0, 9))]
 
   # From each method as far as the critical difference reaches; subsets are dropped.
   assert of(1.0, 1.5, 2.4, 4.0, 4.5, cd=1.0) == ["vw", "wx", "yz"]

@@ -7,7 +7,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from mer_dg import evaluation
+from mer_dg import protocol
 
 
 def record(step, val, *, nll=1.0, tgt=0.5, run="a", **fields):
@@ -35,7 +35,7 @@ def record(step, val, *, nll=1.0, tgt=0.5, run="a", **fields):
 
 
 def chosen(records, rule, **kwargs):
-  return [r["step"] for r in evaluation.select(records, rule, **kwargs)]
+  return [r["step"] for r in protocol.select(records, rule, **kwargs)]
 
 
 def test_source_val_takes_the_best_then_lower_nll_then_earlier():
@@ -71,7 +71,7 @@ def test_target_metrics_cannot_change_source_selection(target):
 
 def test_one_record_per_run_in_order_labelled_and_input_untouched():
   records = [record(1, 0.5, run="b"), record(1, 0.5, run="a"), record(2, 0.9, run="b")]
-  out = evaluation.select(records)
+  out = protocol.select(records)
   assert [(r["run_id"], r["step"]) for r in out] == [("b", 2), ("a", 1)]
   assert all(r["selection"] == "source_val" for r in out)
   assert all("selection" not in r for r in records)
@@ -89,11 +89,11 @@ def test_nan_is_never_selected_over_a_number():
 
 def test_errors_of_select():
   with pytest.raises(ValueError, match="no records"):
-    evaluation.select([])
+    protocol.select([])
   with pytest.raises(ValueError, match=r"rule='best' is not one of .*source_val"):
-    evaluation.select([record(1, 0.5)], "best")
+    protocol.select([record(1, 0.5)], "best")
   with pytest.raises(ValueError, match=r"no metric 'val/f1'; it has \['target/acc"):
-    evaluation.select([record(1, 0.5)], metric="f1")
+    protocol.select([record(1, 0.5)], metric="f1")
 
 
 def test_best_trial_by_mean_source_validation_per_target():
@@ -105,18 +105,18 @@ def test_best_trial_by_mean_source_validation_per_target():
     *(run(0.1, 0, 0.6, tgt=0.1), run(0.1, 1, 0.6, tgt=0.1)),  # Mean 0.6.
     *(run(0.0, 0, 0.8, "u"), run(0.1, 0, 0.7, "u")),
   ]
-  kept = evaluation.best_trial(runs)
+  kept = protocol.best_trial(runs)
   assert [(r["target"], r["hyper"]["w"]) for r in kept] == [
     *(("t", 0.1), ("t", 0.1), ("u", 0.0))
   ]
   assert {r["trials"] for r in kept} == {2}
-  by_target = evaluation.best_trial(runs, "oracle")
+  by_target = protocol.best_trial(runs, "oracle")
   assert [r["hyper"]["w"] for r in by_target if r["target"] == "t"] == [0.0, 0.0]
 
 
 def test_best_trial_prefers_the_earlier_on_ties_and_keeps_larger_trial_counts():
   runs = [record(1, 0.5, hyper={"w": w}, trials=11) for w in (0.3, 0.1, 0.2)]
-  kept = evaluation.best_trial(runs)
+  kept = protocol.best_trial(runs)
   assert [(r["hyper"]["w"], r["trials"]) for r in kept] == [(0.3, 11)]
 
 
@@ -132,18 +132,18 @@ def test_best_trial_prefers_the_earlier_on_ties_and_keeps_larger_trial_counts():
 )
 def test_what_must_not_share_a_table_is_refused(field, other):
   records = [record(1, 0.5), record(1, 0.5, method="mer", **{field: other})]
-  evaluation.check_comparable(records[:1])
+  protocol.check_comparable(records[:1])
   with pytest.raises(ValueError, match=rf"different {field}.*\(erm\).*\(mer\)"):
-    evaluation.check_comparable(records)
+    protocol.check_comparable(records)
 
 
 def test_sources_may_differ_between_targets():
-  evaluation.check_comparable([record(1, 0.5), record(1, 0.5, target="s", sources="t")])
+  protocol.check_comparable([record(1, 0.5), record(1, 0.5, target="s", sources="t")])
 
 
 def test_comparing_nothing_is_an_error():
   with pytest.raises(ValueError, match="no records"):
-    evaluation.check_comparable([])
+    protocol.check_comparable([])
 
 
 def test_repaired_validation_looks_at_repaired_rows_alone():
@@ -158,11 +158,11 @@ def test_repaired_validation_looks_at_repaired_rows_alone():
     return {"run_id": "a", "step": step, "metrics": metrics}
 
   run = [record(1, 0.9, 0.3), record(2, 0.5, 0.6), record(3, 0.4, 0.6, nll=0.5)]
-  step = lambda rule: evaluation.select(run, rule)[0]["step"]
+  step = lambda rule: protocol.select(run, rule)[0]["step"]
   assert step("source_val") == 1
   assert step("repaired_val") == 3  # Tie with step 2: the lower re-paired NLL.
   assert step("oracle") == 1
   trials = [
     r | dict(dataset="d", method="m", target="t", hyper={"w": r["step"]}) for r in run
   ]
-  assert [r["step"] for r in evaluation.best_trial(trials, "repaired_val")] == [3]
+  assert [r["step"] for r in protocol.best_trial(trials, "repaired_val")] == [3]

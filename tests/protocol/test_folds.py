@@ -2,7 +2,7 @@
 
 import pytest
 
-from mer_dg.evaluation import (
+from mer_dg.protocol import (
   Assignment,
   assignments,
   best_trial,

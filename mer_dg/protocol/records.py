@@ -10,12 +10,11 @@ import json
 import math
 import os
 import pathlib
-import platform
 import subprocess
 from typing import Any, TypedDict
 import warnings
 
-from mer_dg.reporting.files import write_atomic
+from mer_dg.protocol.files import write_atomic
 
 
 class Identity(TypedDict):
@@ -120,8 +119,8 @@ def make_record(
     git_revision: `git_revision()`.
     wall_time_s: Seconds of the run up to this evaluation (of the whole program
       where runs are vmapped).
-    device: `device_name()`.
-    protocol: One of `evaluation.PROTOCOLS`.
+    device: Number and kind of the devices.
+    protocol: One of `PROTOCOLS`.
 
   Raises:
     TypeError: If a hyperparameter or metric is not a number.
@@ -340,27 +339,3 @@ def git_revision() -> str:
     return "v" + importlib.metadata.version("mer_dg")
   except importlib.metadata.PackageNotFoundError:
     return "unknown"
-
-
-def device_name() -> str:
-  """Number and kind of the local jax devices, e.g. ``1 x NVIDIA H100``.
-
-  On CPU the processor's name and the cores this process may use.
-  """
-  import jax  # Here, so that reading records needs no backend.
-
-  devices = jax.local_devices()
-  if devices[0].platform != "cpu":
-    return f"{len(devices)} x {devices[0].device_kind}"
-  affinity = getattr(os, "sched_getaffinity", None)
-  cores = len(affinity(0)) if affinity else os.cpu_count()
-  return f"{cores} cores of {_cpu_name()}"
-
-
-def _cpu_name() -> str:
-  cpuinfo = pathlib.Path("/proc/cpuinfo")
-  if cpuinfo.exists():
-    for line in cpuinfo.read_text(errors="replace").splitlines():
-      if line.startswith("model name"):
-        return line.partition(":")[2].strip()
-  return platform.processor() or platform.machine() or "an unknown CPU"
