@@ -1,0 +1,23 @@
+"""Every recipe takes the two steps that the committed file says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.goldens import steps
+
+GOLDEN = json.loads(steps.PATH.read_text())
+CASES = steps.cases()
+
+
+def test_every_recipe_has_a_golden():
+  assert set(GOLDEN) == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_steps_are_those_of_the_file(name):
+  found = steps.measure(CASES[name])
+  for what, expected in GOLDEN[name].items():
+    # Sums are taken in another order on another processor.
+    np.testing.assert_allclose(found[what], expected, rtol=2e-5, err_msg=what)
