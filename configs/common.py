@@ -2,6 +2,8 @@
 
 from ml_collections import config_dict
 
+from mer_dg import methods
+
 
 def get_config() -> config_dict.ConfigDict:
   """The defaults; see configs/cooccurrence.py for an experiment."""
@@ -70,7 +72,6 @@ def get_config() -> config_dict.ConfigDict:
     projection_dim=128,
     dropout=0.5,  # Of the classifier.
     embedding_dropout=0.0,
-    modality_dropout=0.0,
     input_clip=10.0,  # Largest scaled input, in robust standard deviations.
     compute_dtype="float32",  # Or bfloat16; parameters and losses stay float32.
   )
@@ -101,75 +102,9 @@ def get_config() -> config_dict.ConfigDict:
   # Adam with coupled L2 (not AdamW), as in the reference code.
   c.optimizer = dict(lr=1e-3, weight_decay=1e-4, schedule="cosine")
 
-  # A method is a recipe: which terms beside the fused cross-entropy, and how.
-  # Fields a recipe leaves out have the defaults of mer_dg/methods/terms.py.
-  c.recipes = dict(
-    erm=dict(),
-    heads=dict(unimodal=dict(weight=0.5)),
-    # Kernel entropy of projections on the unit sphere; docs/results.md has the search.
-    mer_kde=dict(
-      mer=dict(
-        estimator="kde",
-        apply_to="projector",
-        normalize="unit",
-        scope="batch",
-        weight=0.1,
-        bandwidth=0.3,
-        start=0.0,  # Share of training before the term starts,
-        ramp=0.0,  # and over which it ramps up.
-      )
-    ),
-    # The released loss: variance floor and log-determinant, weight 3.
-    mer_logdet=dict(
-      mer=dict(
-        estimator="logdet",
-        apply_to="projector",
-        normalize="none",
-        scope="batch",
-        weight=3.0,
-        marginal_weight=1.0,
-        spectral_weight=1.0,
-        start=0.0,
-        ramp=0.0,
-      )
-    ),
-  )
-
-  # Modality-mix learning, a reconstruction (docs/modality_mix.md): the standard
-  # objective first, then mixes of samples with a strong prediction beside it.
-  c.recipes.mm = dict(
-    unimodal=dict(weight=0.5),  # The exploration scores read the unimodal heads.
-    mm=dict(
-      schedule="ramp",
-      rule="threshold",
-      threshold=0.7,
-      proportions="exploration",
-      eta=1.0,
-      route="focus",
-      weight=1.0,
-      unimodal_weight=0.5,
-      warmup=0.2,  # Share of training before the first mix,
-      ramp=0.1,  # and over which its weight then rises.
-    ),
-  )
-  # Two levels in turn: standard phases fill a table of predictions; mixed phases train
-  # the under-explored encoder on the most confident half of each class.
-  c.recipes.mm_alternate = dict(
-    unimodal=dict(weight=0.5),
-    mm=dict(
-      schedule="alternate",
-      rule="quantile",
-      fraction=0.5,
-      proportions="exploration",
-      eta=1.0,
-      route="focus",
-      weight=1.0,
-      unimodal_weight=0.5,
-      warmup=0.2,
-      standard=0.05,  # Share of training of each standard phase,
-      mixing=0.05,  # and of each mixed phase.
-    ),
-  )
+  # A method is a recipe: which terms beside the fused cross-entropy, and how; "a+b" is
+  # the terms of both. Every field is written out; mer_dg/methods has a page each.
+  c.recipes = methods.recipes()
 
   # --mode=benchmark: a table for each set, protocol and subset of modalities.
   c.benchmark = dict(

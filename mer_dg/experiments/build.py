@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mer_dg import entropy
+from mer_dg.contracts import InputSpec, Network, Task
 from mer_dg.data.arrays import Arrays, eval_blocks, fit_scaling, put, to_arrays
 from mer_dg.data.av_digits import load_av_digits
 from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
@@ -31,8 +32,8 @@ from mer_dg.evaluation import (
 from mer_dg.experiments import pretrained
 from mer_dg.experiments.config import ConfigError, check_space
 from mer_dg.experiments.video_config import ENCODER, make_backbones
-from mer_dg.methods import Method, Task, build_method, merge_recipes
-from mer_dg.networks import Backbone, InputSpec, Network, make_network
+from mer_dg.methods import Method, build_method, merge_recipes
+from mer_dg.networks import Backbone, make_network
 from mer_dg.protocol import Assignment, assignments
 from mer_dg.training.step import make_summary
 
@@ -98,6 +99,7 @@ class Workbench:
     self.config = config
     self.dataset = load_dataset(config["data"]) if dataset is None else dataset
     self.programs: dict[Any, Any] = {}  # Jitted functions that runs may share.
+    self._networks: dict[tuple, Network] = {}
     self._splits: dict[Assignment, Split] = {}
     self._settings: dict[Assignment, Setting] = {}
 
@@ -140,24 +142,34 @@ class Workbench:
       return {}
     return pretrained.words(self.backbones, self.weight_hashes, self.dataset)
 
-  @cached_property
+  def settings(self, group: str, name: str = "") -> dict[str, Any]:
+    """``config.network`` or ``config.optimizer`` with what a method changes in it."""
+    changed = merge_recipes(name, self.config["recipes"]).get(group, {}) if name else {}
+    return {**self.config[group], **changed}
+
+  @property
   def network(self) -> Network:
-    """The network of ``config.network`` for this dataset.
+    """The network of ``config.network`` for this dataset; see `network_of`."""
+    return self.network_of()
+
+  def network_of(self, name: str = "") -> Network:
+    """The network of a method: that of the config unless the method changes it.
 
     Raises:
       ConfigError: If that network does not fit the modalities.
     """
-    options: dict[str, Any] = dict(self.config["network"])
-    if self.backbones:
-      options["encoder"] = self.backbones
-    try:
-      return make_network(
-        input_specs(self.dataset),
-        num_classes=self.dataset.num_classes,
-        **options,
-      )
-    except ValueError as error:
-      raise ConfigError(f"config.network does not fit the data: {error}") from error
+    options = self.settings("network", name)
+    key = tuple(options.items())
+    if key not in self._networks:
+      if self.backbones:
+        options["encoder"] = self.backbones
+      try:
+        self._networks[key] = make_network(
+          input_specs(self.dataset), num_classes=self.dataset.num_classes, **options
+        )
+      except ValueError as error:
+        raise ConfigError(f"config.network does not fit the data: {error}") from error
+    return self._networks[key]
 
   def release(self) -> None:
     """Forgets compiled programs and what is on the device; both are made again."""
@@ -241,20 +253,23 @@ class Workbench:
         )
     return share
 
-  def task(self, target: str, sources: tuple[str, ...] = ()) -> Task:
-    """Static facts for the method, of the task that tests on ``target``."""
+  def task(self, name: str, target: str, sources: tuple[str, ...] = ()) -> Task:
+    """Static facts for the method ``name``, of the task that tests on ``target``."""
+    network = self.network_of(name)
     return Task(
       modalities=self.dataset.modalities,
       num_classes=self.dataset.num_classes,
       num_domains=len(self.split(target, sources).sources),
       num_samples=int(self.dataset.index.max()) + 1,
       total_steps=self.config["total_steps"],
+      widths=tuple(network.widths.values()),
+      fused_width=network.fused_width,
     )
 
   def method(self, name: str, target: str, sources: tuple[str, ...] = ()) -> Method:
     """The method ``name`` (``"a+b"`` composes recipes) for a task."""
     recipe = merge_recipes(name, self.config["recipes"])
-    return build_method(name, recipe, self.task(target, sources))
+    return build_method(name, recipe, self.task(name, target, sources))
 
   def check(self) -> None:
     """Raises for anything wrong with data, network, tasks and methods.

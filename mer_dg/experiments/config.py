@@ -11,7 +11,13 @@ from mer_dg.data.cooccurrence import TARGET_PAIRINGS
 from mer_dg.data.dataset import TARGET_ROWS
 from mer_dg.data.video_dataset import VIDEO_SETS
 from mer_dg.experiments import video_config
-from mer_dg.methods import MethodError, check_recipe, merge_recipes, numeric_fields
+from mer_dg.methods import (
+  SETTINGS,
+  MethodError,
+  check_recipe,
+  merge_recipes,
+  numbers_of,
+)
 from mer_dg.networks import ENCODERS, FUSIONS
 from mer_dg.networks.pretrained import BN_MODES, LAYER4_INITS
 from mer_dg.networks.pretrained.backbone import TRAINABLE
@@ -142,7 +148,6 @@ SCHEMA: dict[str, Any] = {
     "projection_dim": _integer(1),
     "dropout": _RATE,
     "embedding_dropout": _RATE,
-    "modality_dropout": _RATE,
     "input_clip": _number(0.0, open_low=True),
     "compute_dtype": _one_of("float32", "bfloat16"),
   },
@@ -204,9 +209,13 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
   for field, names in (("method", [config["method"]]), ("methods", config["methods"])):
     for name in names:
       try:
-        check_recipe(name, merge_recipes(name, config["recipes"]))
+        recipe = merge_recipes(name, config["recipes"])
+        check_recipe(name, recipe)
       except MethodError as error:
         raise ConfigError(f"config.{field}={config[field]!r}: {error}") from error
+      for group in SETTINGS:
+        changed = {**config[group], **recipe.get(group, {})}
+        _walk(changed, SCHEMA[group], f"config.recipes.{name}.{group}")
   if config["eval_every"] % config["log_every"]:
     raise ConfigError(
       f"config.log_every={config['log_every']} must divide "
@@ -274,14 +283,15 @@ def check_space(config: Mapping[str, Any], modalities=None) -> None:
     where = f"config.search.space.{method}"
     try:
       recipe = {"fused": {}, **merge_recipes(method, config["recipes"])}
+      recipe = {k: v for k, v in recipe.items() if k not in SETTINGS}
     except MethodError as error:
       raise ConfigError(f"{where}: {error}") from error
     if not isinstance(terms, Mapping):
       raise ConfigError(f"{where}={terms!r} must be a group of terms.")
     for term, numbers in terms.items():
-      if term not in recipe and term != "optimizer":
+      if term not in recipe and term not in SETTINGS:
         raise ConfigError(
-          f"{where}.{term} is no term of the method; it has {(*recipe, 'optimizer')}."
+          f"{where}.{term} is no term of the method; it has {(*recipe, *SETTINGS)}."
         )
       if not isinstance(numbers, Mapping):
         raise ConfigError(f"{where}.{term}={numbers!r} must be a group of numbers.")
@@ -304,7 +314,9 @@ def check_space(config: Mapping[str, Any], modalities=None) -> None:
 def _searchable(recipe, term: str, modalities) -> dict[str, tuple[float, float]]:
   if term == "optimizer":
     return {"lr": (0.0, math.inf), "weight_decay": (0.0, 10.0)}
-  numeric = numeric_fields(term, recipe[term], modalities)
+  if term == "network":
+    return {"dropout": (0.0, 0.99), "embedding_dropout": (0.0, 0.99)}
+  numeric = numbers_of(term, recipe[term], modalities)
   return {name: (number.low, number.high) for name, number in numeric.items()}
 
 

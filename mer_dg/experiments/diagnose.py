@@ -92,7 +92,7 @@ def _train(
   embedded: Embedded = {}
 
   def collect(own: Workbench, training: str, wave: Wave) -> None:
-    found, lost = _embed(own, wave.state.variables), {d.run for d in wave.diverged}
+    found, lost = _embed(own, wave), {d.run for d in wave.diverged}
     for i, run in enumerate(wave.runs):
       if run not in lost:
         rows = {m: z[i] for m, z in found.items()}
@@ -100,7 +100,8 @@ def _train(
 
   def joint(wave: Wave) -> None:
     on_wave(wave)
-    waves.append(wave._replace(state=jax.tree.map(_to_host, wave.state)))
+    host = jax.tree.map(_to_host, (wave.state, wave.variables))
+    waves.append(wave._replace(state=host[0], variables=host[1]))
     collect(bench, wave.runs[0].method, wave)
 
   cells = [(t, s) for t in bench.targets() for s in config["seeds"]]
@@ -124,7 +125,7 @@ def _to_host(a: jax.Array) -> Any:
 
 def _variables(wave: Wave, run: Run) -> Any:
   i = wave.runs.index(run)
-  return jax.tree.map(lambda a: a[i], wave.state.variables)
+  return jax.tree.map(lambda a: a[i], wave.variables)
 
 
 def _last(bench: Workbench, wave: Wave) -> list[Evaluation]:
@@ -181,10 +182,10 @@ def _extended(bench: Workbench, wave: Wave, probes: Probes) -> list[Evaluation]:
   return out
 
 
-def _embed(bench: Workbench, variables) -> dict[str, np.ndarray]:
+def _embed(bench: Workbench, wave: Wave) -> dict[str, np.ndarray]:
   """Embeddings of all rows of the dataset, ``{modality: [runs, N, D]}``."""
   rows, mask = eval_blocks(np.arange(len(bench.dataset)), EVAL_BLOCK)
-  predict = make_predict(bench.network)
+  predict = make_predict(bench.network_of(wave.runs[0].method))
 
   def one_run(arrays, variables):
     def block(rows_mask):
@@ -195,7 +196,7 @@ def _embed(bench: Workbench, variables) -> dict[str, np.ndarray]:
     z = jax.lax.map(block, (rows, mask))
     return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), z)
 
-  z = jax.jit(jax.vmap(one_run, in_axes=(None, 0)))(bench.arrays, variables)
+  z = jax.jit(jax.vmap(one_run, in_axes=(None, 0)))(bench.arrays, wave.variables)
   return {m: np.asarray(a[:, : len(bench.dataset)]) for m, a in z.items()}
 
 

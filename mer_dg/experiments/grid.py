@@ -33,7 +33,7 @@ from mer_dg.experiments.memory import is_out_of_memory, wave_size
 from mer_dg.experiments.runs import Evaluation, Run, run_hyper
 from mer_dg.protocol import Assignment
 from mer_dg.training.progress import Progress
-from mer_dg.training.state import TrainState, make_state
+from mer_dg.training.state import TrainState, evaluated, make_state
 from mer_dg.training.step import (
   first_nonfinite,
   make_evaluate,
@@ -62,12 +62,14 @@ class Wave(NamedTuple):
     diverged: The others.
     state: Final states, stacked over trainings (`trainings`); there may be more, which
       are padding.
+    variables: Of the networks that are evaluated in the end, stacked in the same way.
   """
 
   runs: Sequence[Run]
   evaluations: list[Evaluation]
   diverged: list[Divergence]
   state: TrainState
+  variables: Any
 
 
 class WaveProgram:
@@ -95,6 +97,7 @@ class WaveProgram:
     devices: Sequence[jax.Device] | None = None,
   ):
     config, self._bench = bench.config, bench
+    self._network = network = bench.network_of(name)
     if devices is None:
       devices = jax.local_devices()
       devices = devices[:1] if devices[0].platform == "cpu" else devices
@@ -109,22 +112,26 @@ class WaveProgram:
     self._arrays = self._put(bench.host_arrays, P())
     split, method = bench.split(*tasks[0]), bench.method(name, *tasks[0])
     horizon = dict(
-      schedule=config["optimizer"]["schedule"], total_steps=config["total_steps"]
+      schedule=bench.settings("optimizer", name)["schedule"],
+      total_steps=config["total_steps"],
     )
-    step = make_train_step(bench.network, method, **horizon)
+    step = make_train_step(network, method, **horizon)
     per_domain = bench.per_domain(split)
 
     def init(seed, scaling, hyper):
       return make_state(
-        bench.network, method, seed=seed, scaling=scaling, hyper=hyper, **horizon
+        network, method, seed=seed, scaling=scaling, hyper=hyper, **horizon
       )
 
     self._init = jax.jit(self._over_runs(init, (0, 0, 0)))
-    # An evaluation knows nothing of the method: one program for all of them.
-    shared = ("evaluate", len(split.sources), tuple(devices))
+    self._method = method
+    self._chosen = jax.jit(self._over_runs(lambda s: evaluated(s, method), (0,)))
+    self._shown = jax.jit(self._over_runs(method.on_eval, (0, 0)))
+    # An evaluation knows nothing of the method: one program for all of one network.
+    shared = ("evaluate", id(network), len(split.sources), tuple(devices))
     if shared not in bench.programs:
-      summary = make_evaluation(bench.network, config["metric"], len(split.sources))
-      evaluate = make_evaluate(bench.network, summary)
+      summary = make_evaluation(network, config["metric"], len(split.sources))
+      evaluate = make_evaluate(network, summary)
       bench.programs[shared] = jax.jit(self._over_runs(evaluate, (None, 0, 0, 0, 0)))
     self._evaluate = bench.programs[shared]
 
@@ -160,7 +167,7 @@ class WaveProgram:
     while step < total and len(diverged) < len(runs):
       length = min(config["eval_every"], total - step)
       state, metrics = self.advance(state, pool, length)
-      measured = [self._evaluate(self._arrays, *p, state.variables) for p in judged]
+      state, measured = self._judge(state, judged)
       metrics, measured = jax.tree.map(
         lambda a: np.asarray(a)[:count], (metrics, measured)
       )
@@ -181,7 +188,24 @@ class WaveProgram:
       step += length
       on_chunk(length * count, metrics)
     kept = [e for e in evaluations if e.run not in diverged]
-    return Wave(runs, kept, list(diverged.values()), state)
+    lost = list(diverged.values())
+    return Wave(runs, kept, lost, state, self._variables(state))
+
+  def _judge(self, state: TrainState, judged) -> tuple[TrainState, list[Any]]:
+    """What terms make of an evaluation, and the metrics on the rows of each target."""
+    measure = lambda variables, places: self._evaluate(self._arrays, *places, variables)
+    method = self._method
+    raw = measure(state.variables, judged[0]) if method.watches else None
+    if method.watches:
+      state = state.replace(memory=self._shown(state.memory, raw))
+      if not method.averages:
+        return state, [raw, *(measure(state.variables, p) for p in judged[1:])]
+    variables = self._variables(state)
+    return state, [measure(variables, places) for places in judged]
+
+  def _variables(self, state: TrainState):
+    """Of the networks that are evaluated."""
+    return self._chosen(state) if self._method.averages else state.variables
 
   def begin(self, runs: Sequence[Run]):
     """``(state, pool, (rows, mask, domain))``, stacked over runs, before step 1."""
@@ -279,7 +303,8 @@ def train_all(
   # Different static facts (a number of sources, say) are different programs.
   groups: dict[Any, list[Run]] = {}
   for run in runs:
-    groups.setdefault((run.method, bench.task(*run.task)), []).append(run)
+    task = bench.task(run.method, *run.task)
+    groups.setdefault((run.method, task), []).append(run)
   most = wave_size(bench)
   size = lambda members: min(most, -(-len(members) // hosts))
   waves = {group: _waves(members, size(members)) for group, members in groups.items()}

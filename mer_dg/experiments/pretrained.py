@@ -11,18 +11,17 @@ import zlib
 import jax
 import jax.numpy as jnp
 
+from mer_dg.contracts import InputSpec
 from mer_dg.data.clips import RECIPES
 from mer_dg.data.spectrogram import BINS, FRAMES
 from mer_dg.data.video_dataset import VideoDataset
 from mer_dg.experiments.config import ConfigError
 from mer_dg.networks import (
   Backbone,
-  InputSpec,
   load_weights,
   make_backbone,
   place_weights,
 )
-from mer_dg.training.state import TrainState, run_keys
 
 
 def input_specs(modalities: tuple[str, ...]) -> dict[str, InputSpec]:
@@ -95,13 +94,21 @@ def load(
 
 
 def fill(
-  state: TrainState, config: Mapping[str, Any], backbones: Mapping[str, Backbone]
-) -> TrainState:
-  """The state before the first step, with the published weights in it."""
-  weights = load(config, backbones, run_keys(state.key).init)
-  placed = place_weights(state.variables, backbones, weights)
-  placed = jax.tree.map(jnp.asarray, placed)
-  return state.replace(params=placed.pop("params"), constants=placed)
+  variables: Mapping[str, Any],
+  key: jax.Array,
+  config: Mapping[str, Any],
+  backbones: Mapping[str, Backbone],
+) -> dict[str, Any]:
+  """Initial variables of a network with the published weights in them.
+
+  Args:
+    variables: From ``Network.init``.
+    key: The key they were drawn with.
+    config: The config.
+    backbones: Its encoders.
+  """
+  placed = place_weights(variables, backbones, load(config, backbones, key))
+  return jax.tree.map(jnp.asarray, placed)
 
 
 def words(

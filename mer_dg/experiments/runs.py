@@ -11,6 +11,7 @@ from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, protocol_hash
 from mer_dg.experiments.hosts import device_name
 from mer_dg.protocol import Assignment, Record, git_revision, make_record
+from mer_dg.training.state import make_hyper
 
 # Asked once, before training: git is another program, and starting one from a
 # process in which jax is busy is not safe.
@@ -65,18 +66,18 @@ def run_hyper(bench: Workbench, run: Run) -> dict[str, dict]:
   Raises:
     ConfigError: If an override names a number that the method does not have.
   """
-  optimizer = bench.config["optimizer"]
-  method = bench.method(run.method, *run.task).hyper
-  hyper: dict[str, dict] = {
-    "optimizer": {k: float(optimizer[k]) for k in ("lr", "weight_decay")},
-    "method": {term: dict(numbers) for term, numbers in method.items()},
-  }
+  method = bench.method(run.method, *run.task)
+  network = bench.network_of(run.method)
+  hyper = make_hyper(network, method, bench.settings("optimizer", run.method))
+  groups = {k: v for k, v in hyper.items() if k != "method"} | hyper["method"]
   for name, value in run.overrides:
     term, _, number = name.partition(".")
-    group = hyper["optimizer"] if term == "optimizer" else hyper["method"].get(term, {})
-    if number not in group:
-      raise ConfigError(f"override {name}: method {run.method!r} has no such number.")
-    group[number] = float(value)
+    if number not in groups.get(term, {}):
+      raise ConfigError(
+        f"override {name}: method {run.method!r} has no such number (a rate of dropout "
+        "that is searched must not be 0 in the config)."
+      )
+    groups[term][number] = float(value)
   return hyper
 
 
@@ -116,8 +117,8 @@ def _flat(bench: Workbench, run: Run) -> dict[str, Any]:
   configs one name stands for two recipes.
   """
   hyper = run_hyper(bench, run)
-  groups = {"optimizer": hyper["optimizer"], **hyper["method"]}
+  groups = {k: v for k, v in hyper.items() if k != "method"} | hyper["method"]
   flat = {f"{g}.{k}": v for g, numbers in groups.items() for k, v in numbers.items()}
-  for term, words in bench.method(run.method, *run.task).words.items():
+  for term, words in bench.method(run.method, *run.task).options.items():
     flat |= {f"{term}.{option}={word}": 1.0 for option, word in words.items()}
   return flat | bench.words

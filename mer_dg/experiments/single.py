@@ -22,12 +22,13 @@ from mer_dg.experiments.build import (
 )
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
+from mer_dg.methods import Method
 from mer_dg.networks import describe
 from mer_dg.protocol import append_records, validation_score, write_atomic
 from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
 from mer_dg.training.loop import fit
-from mer_dg.training.state import TrainState, make_state, run_keys
+from mer_dg.training.state import TrainState, evaluated, make_state, run_keys
 from mer_dg.training.step import (
   Step,
   make_evaluate,
@@ -48,44 +49,57 @@ def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Step]:
   """Setting, state before the first step, and the training step of a run."""
   config, setting = bench.config, bench.setting(*run.task)
   method = bench.method(run.method, *run.task)
-  horizon = dict(
-    schedule=config["optimizer"]["schedule"], total_steps=config["total_steps"]
-  )
-  step = make_train_step(bench.network, method, **horizon)
+  network = bench.network_of(run.method)
+  schedule = bench.settings("optimizer", run.method)["schedule"]
+  horizon = dict(schedule=schedule, total_steps=config["total_steps"])
+  step = make_train_step(network, method, **horizon)
+  init_key = run_keys(jax.random.key(run.seed)).init
+  variables = jax.jit(network.init)(init_key)
+  if bench.backbones:
+    variables = pretrained.fill(variables, init_key, config, bench.backbones)
 
   @jax.jit
-  def init(seed):
+  def begin(seed, variables):
+    hyper, scaling = run_hyper(bench, run), setting.scaling
     return make_state(
-      bench.network,
-      method,
-      seed=seed,
-      scaling=setting.scaling,
-      hyper=run_hyper(bench, run),
+      network, method, seed=seed, scaling=scaling, hyper=hyper, variables=variables,
       **horizon,
-    )
+    )  # fmt: skip
 
-  state = init(np.uint32(run.seed))
-  if bench.backbones:
-    state = pretrained.fill(state, config, bench.backbones)
+  state = begin(np.uint32(run.seed), variables)
   if isinstance(bench.dataset, VideoDataset):
     step = video.with_inputs(step)
   return setting, state, step
 
 
-def _evaluator(bench: Workbench, setting: Setting) -> Callable[[TrainState], dict]:
-  sources = setting.split.sources
-  summary = make_evaluation(bench.network, bench.config["metric"], len(sources))
+def _evaluator(
+  bench: Workbench, setting: Setting, method_name: str
+) -> Callable[[dict], dict]:
+  """``variables -> metrics``."""
+  sources, network = setting.split.sources, bench.network_of(method_name)
+  summary = make_evaluation(network, bench.config["metric"], len(sources))
   if isinstance(bench.dataset, VideoDataset):
-    of_clips = video.make_evaluate(
-      bench.network, summary, bench.dataset, setting, bench.config["reader"]
+    return video.make_evaluate(
+      network, summary, bench.dataset, setting, bench.config["reader"]
     )
-    return lambda state: name_sources(of_clips(state.variables), sources)
   if bench.config["driver"] == "stream":
-    arrays, evaluate = bench.host_arrays, make_streamed_evaluate(bench.network, summary)
+    arrays, evaluate = bench.host_arrays, make_streamed_evaluate(network, summary)
   else:
-    arrays, evaluate = bench.arrays, jax.jit(make_evaluate(bench.network, summary))
+    arrays, evaluate = bench.arrays, jax.jit(make_evaluate(network, summary))
   places = (setting.rows, setting.mask, setting.domain)
-  return lambda state: name_sources(evaluate(arrays, *places, state.variables), sources)
+  return lambda variables: evaluate(arrays, *places, variables)
+
+
+def _judge(
+  method: Method, evaluate: Callable[[dict], dict], state: TrainState
+) -> tuple[TrainState, dict]:
+  """The state after its terms saw the evaluation, and the metrics of a record."""
+  raw = evaluate(state.variables) if method.watches else None
+  if raw is not None:
+    state = state.replace(memory=jax.jit(method.on_eval)(state.memory, raw))
+    if not method.averages:
+      return state, raw
+  return state, evaluate(evaluated(state, method))
 
 
 def _on_device(pool: Pool) -> Pool:
@@ -132,7 +146,14 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
   print(describe(state.variables))
   if bench.backbones:
     print(pretrained.notice(bench.weight_hashes), end="")
-  evaluate, driver = _evaluator(bench, setting), _driver(bench, setting, state, step)
+  method, sources = bench.method(run.method, *run.task), setting.split.sources
+  measure = _evaluator(bench, setting, run.method)
+  driver = _driver(bench, setting, state, step)
+
+  def evaluate(state: TrainState):
+    state, metrics = _judge(method, measure, state)
+    return state, name_sources(metrics, sources)
+
   began, logs = time.perf_counter(), []
 
   def on_resume(resumed: int) -> None:
@@ -200,7 +221,9 @@ def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
         f"{error}. It is the one that source validation selects; train again in a new "
         "workdir to have it back."
       ) from error
-  metrics = _evaluator(bench, setting)(state)
+  method = bench.method(run.method, *run.task)
+  measured = _evaluator(bench, setting, run.method)(evaluated(state, method))
+  metrics = name_sources(measured, setting.split.sources)
   null = {k: v if np.isfinite(v) else None for k, v in metrics.items()}  # As records.
   write_atomic(
     workdir.path / "evaluation.json",

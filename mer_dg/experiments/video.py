@@ -10,12 +10,12 @@ import zlib
 import jax
 import numpy as np
 
+from mer_dg.contracts import Network
 from mer_dg.data.arrays import Batch, eval_blocks
 from mer_dg.data.stream import stream_blocks
 from mer_dg.data.video_dataset import VideoDataset
 from mer_dg.data.video_reader import device_inputs
 from mer_dg.experiments.workdir import WorkdirError
-from mer_dg.networks import Network
 from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.progress import progress_bar
 from mer_dg.training.state import TrainState
@@ -51,13 +51,13 @@ class TrunklessCheckpoints(Checkpoints):
         f"the files of config.backbones are now {self._hashes} (SHA-256). Put them "
         "back, or choose another --workdir."
       )
-    trunks = {k: v for k, v in template.constants.items() if k == "frozen"}
-    return state.replace(constants={**state.constants, **trunks}), meta
+    trunks = {k: v for k, v in template.model_state.items() if k == "frozen"}
+    return state.replace(model_state={**state.model_state, **trunks}), meta
 
 
 def _without_trunk(state: TrainState) -> TrainState:
-  kept = {name: group for name, group in state.constants.items() if name != "frozen"}
-  return state.replace(constants=kept)
+  kept = {name: group for name, group in state.model_state.items() if name != "frozen"}
+  return state.replace(model_state=kept)
 
 
 def with_inputs(step: Step) -> Step:

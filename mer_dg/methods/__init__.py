@@ -1,37 +1,62 @@
-"""Methods: which terms, with which weights, with what extra state."""
+"""Methods: a page each, on one seam; which terms, with which weights and memory."""
 
+from mer_dg.methods import fused, heads, mer, mm
 from mer_dg.methods.method import (
   Method,
-  MethodError,
   build_method,
+  check_number,
   check_recipe,
+  logged,
   merge_recipes,
-  numeric_fields,
+)
+from mer_dg.methods.registry import (
+  SETTINGS,
+  SPECS,
+  numbers_of,
+  options_of,
+  recipes,
+  register,
 )
 from mer_dg.methods.term import (
   Context,
-  Control,
-  Numeric,
-  Task,
+  MethodError,
+  Moment,
+  Number,
+  Spec,
   Term,
-  TermSpec,
-  stateless,
+  Transformation,
+  scale_parts,
+  transformation,
 )
-from mer_dg.methods.terms import TERMS
+
+for _file in (
+  fused,
+  heads,
+  mer,
+  mm,
+):
+  register(_file.SPEC)
 
 __all__ = [
-  "TERMS",
+  "SETTINGS",
+  "SPECS",
   "Context",
-  "Control",
   "Method",
   "MethodError",
-  "Numeric",
-  "Task",
+  "Moment",
+  "Number",
+  "Spec",
   "Term",
-  "TermSpec",
+  "Transformation",
   "build_method",
+  "check_number",
   "check_recipe",
+  "logged",
   "merge_recipes",
-  "numeric_fields",
-  "stateless",
+  "numbers_of",
+  "options_of",
+  "recipes",
+  "register",
+  "scale_parts",
+  "transformation",
 ]

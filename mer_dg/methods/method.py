@@ -1,24 +1,27 @@
-"""A method: named terms with weights, static words and state."""
+"""A method: named terms with weights; what the step asks all of them together."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 import dataclasses
-import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from mer_dg.methods.term import Context, Numeric, Task, Term
-from mer_dg.methods.terms import TERMS
-
-# {term: {option or number: value}}: what a config writes down.
-Recipe = Mapping[str, Mapping[str, Any]]
-
-
-class MethodError(ValueError):
-  """A recipe names something that does not exist or lies out of range."""
+from mer_dg.contracts import Task, named_key
+from mer_dg.methods import registry
+from mer_dg.methods.registry import SETTINGS, Recipe
+from mer_dg.methods.term import (
+  Context,
+  MethodError,
+  Moment,
+  Number,
+  Term,
+  Transformation,
+  transformation,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,102 +31,151 @@ class Method:
   Attributes:
     name: As in the config and in records.
     terms: ``{term name: Term}``.
-    hyper: ``{term name: {number: float}}``, the default numeric
-      hyperparameters; training keeps them in its state so that runs may differ.
-    words: ``{term name: {option: value}}``, the static choices.
+    hyper: ``{term name: {number: float}}``, the default numeric hyperparameters;
+      training keeps them in its state so that runs may differ.
+    options: ``{term name: {option: value}}``, the static choices.
+    task: What it was built for.
   """
 
   name: str
   terms: Mapping[str, Term]
   hyper: dict[str, dict[str, float]]
-  words: dict[str, dict[str, Any]]
-
-  def init_state(self) -> dict[str, Any]:
-    """State of all terms before the first step."""
-    return {name: term.init_state() for name, term in self.terms.items()}
+  options: dict[str, dict[str, Any]]
+  task: Task
 
   @property
-  def ahead(self) -> tuple[str, ...]:
-    """Terms that are taken after an inner step, see `Term.inner_step`."""
-    return tuple(name for name, term in self.terms.items() if term.inner_step)
+  def joint(self) -> tuple[str, ...]:
+    """The terms that the main gradient is taken of."""
+    return tuple(name for name, term in self.terms.items() if term.joint)
 
-  def inner_lr(self, hyper) -> jax.Array:
-    """Length of the inner step of the terms of ``ahead``."""
-    lengths = [hyper[name][self.terms[name].inner_step] for name in self.ahead]
-    return sum(lengths[1:], lengths[0])
+  @property
+  def averages(self) -> bool:
+    """Whether a term chooses the parameters that are evaluated."""
+    return any(term.eval_params for term in self.terms.values())
 
-  def control(self, *, hyper, state, step) -> tuple[dict, dict]:
-    """What the terms ask of a step, all requests together.
+  @property
+  def watches(self) -> bool:
+    """Whether a term wants to see evaluations."""
+    return any(term.on_eval for term in self.terms.values())
+
+  def init(self, key: jax.Array, params: Any) -> tuple[dict, dict]:
+    """``({term: own parameters}, {term: memory})`` before the first step.
 
     Args:
-      hyper: As in `loss`.
-      state: As in `loss`, before the step.
-      step: As in `loss`.
-
-    Returns:
-      ``({term: factor}, {modality: learns})``; see `Control`.
+      key: Key of the run's initial values.
+      params: Of the network.
     """
-    factors: dict[str, jax.Array] = {}
-    learns: dict[str, jax.Array] = {}
+    own, memory = {}, {}
     for name, term in self.terms.items():
-      if term.control is None:
-        continue
-      asked = term.control(hyper[name], state[name], step)
-      for other in (o for o in self.terms if o != name):
-        factors[other] = factors.get(other, 1.0) * asked.others
-      for m, flag in asked.learns.items():
-        learns[m] = learns.get(m, True) & flag
-    return factors, learns
+      own[name], memory[name] = term.init(named_key(key, name), self.task, params)
+      _check_own(name, own[name], params)
+    return own, memory
 
   def loss(
-    self,
-    outputs,
-    batch,
-    *,
-    hyper,
-    state,
-    step,
-    key,
-    fuse,
-    unimodal,
-    factors=types.MappingProxyType({}),
-    only: Collection[str] | None = None,
+    self, params, outputs, batch, memory, moment: Moment, only: Collection[str] = ()
   ):
     """Weighted sum of the terms.
 
     Args:
+      params: ``{net, terms}``.
       outputs: `Outputs` of the network on the batch.
       batch: The batch.
-      hyper: Numeric hyperparameters, shaped like ``self.hyper``.
-      state: Method state, shaped like ``self.init_state()``.
-      step: int32 scalar.
-      key: PRNG key of this step.
-      fuse: ``(embeddings, present) -> logits``.
-      unimodal: ``embeddings -> {modality: logits}``.
-      factors: ``{term: factor}`` from `control`; 1 where a term is not named.
-      only: Terms to sum; None is all. The others keep their state.
+      memory: ``{term: memory}``.
+      moment: The step.
+      only: Terms to sum; none named is those of `joint`.
 
     Returns:
-      ``(loss, (new_state, logged))``: float32 scalar, the next state, and
-      scalars to log, among them ``loss/<term>`` before weighting.
+      ``(sum, {term: (value before weighting, aux)})``, float32 scalars.
+
+    Raises:
+      MethodError: If a term does not return ``(scalar, dict)``, while tracing.
     """
-    total, new_state, logged = jnp.float32(0.0), dict(state), {}
-    for i, (name, term) in enumerate(self.terms.items()):
-      if only is not None and name not in only:
-        continue
-      context = Context(
-        hyper=hyper[name],
-        state=state[name],
-        step=step,
-        key=jax.random.fold_in(key, i),
-        fuse=fuse,
-        unimodal=unimodal,
+    if unknown := [name for name in only if name not in self.terms]:
+      raise MethodError(
+        f"method {self.name!r}: a transformation asks for the gradient of {unknown}, "
+        f"but the method has the terms {tuple(self.terms)}. Add them to its recipe."
       )
-      value, new_state[name], extra = term.loss(outputs, batch, context)
-      weight = hyper[name]["weight"]
-      total += (weight * factors[name] if name in factors else weight) * value
-      logged |= {f"loss/{name}": value, **extra}
-    return total, (new_state, logged)
+    found, total = {}, jnp.float32(0.0)
+    for name, term in self.terms.items():
+      if only and name not in only:
+        continue
+      context = _context(name, params, memory, moment)
+      value, aux = _checked(name, term.loss(outputs, batch, context))
+      found[name] = value, aux
+      if term.joint or only:
+        total += moment.hyper[name].get("weight", 1.0) * value
+    return total, found
+
+  def optimizer(self, hyper, base: optax.GradientTransformation) -> Transformation:
+    """``base`` with what the terms put around and before it, in their order."""
+    whole = optax.with_extra_args_support(base)
+    for name, term in self.terms.items():
+      if term.optimizer is not None:
+        whole = _for_term(name, term.optimizer(hyper[name], whole))
+    before = [
+      _for_term(name, term.transform(hyper[name]))
+      for name, term in self.terms.items()
+      if term.transform is not None
+    ]
+    return optax.with_extra_args_support(optax.chain(*before, whole))
+
+  def update(self, memory, found, params, moment: Moment) -> dict:
+    """Memory of all terms after a step.
+
+    Args:
+      memory: Before it.
+      found: As `loss` returned it.
+      params: ``{net, terms}`` after it.
+      moment: The step.
+
+    Raises:
+      MethodError: If the structure of a memory changes.
+    """
+    new = {}
+    for name, term in self.terms.items():
+      context, aux = _context(name, params, memory, moment), found[name][1]
+      new[name] = term.update(memory[name], aux, params["net"], context)
+      _check_memory(name, memory[name], new[name])
+    return new
+
+  def eval_params(self, params: Any, memory: Mapping[str, Any]) -> Any:
+    """Parameters of the network that are evaluated."""
+    for name, term in self.terms.items():
+      if term.eval_params is not None:
+        return term.eval_params(params, memory[name])
+    return params
+
+  def on_eval(self, memory: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict:
+    """Memory of all terms after an evaluation; only ``val/...`` is shown to them."""
+    seen = {k: v for k, v in metrics.items() if k.startswith("val/")}
+    new = dict(memory)
+    for name, term in self.terms.items():
+      if term.on_eval is not None:
+        new[name] = term.on_eval(memory[name], seen)
+        _check_memory(name, memory[name], new[name])
+    return new
+
+
+def _context(name: str, params, memory, moment: Moment) -> Context:
+  return Context(
+    params=params["net"],
+    own=params["terms"][name],
+    memory=memory[name],
+    hyper=moment.hyper[name],
+    step=moment.step,
+    key=named_key(moment.key, name),
+    model=moment.model,
+  )
+
+
+def logged(found: Mapping[str, tuple[jax.Array, dict]]) -> dict[str, jax.Array]:
+  """What is logged of a step: ``loss/<term>`` before weighting, and scalars of aux."""
+  metrics = {}
+  for name, (value, aux) in found.items():
+    metrics[f"loss/{name}"] = value
+    scalar = lambda v: isinstance(v, jax.Array) and v.shape == ()
+    metrics |= {k: v for k, v in aux.items() if scalar(v)}
+  return metrics
 
 
 def build_method(name: str, recipe: Recipe, task: Task) -> Method:
@@ -131,36 +183,45 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
 
   Args:
     name: Its name, for messages and records.
-    recipe: ``{term: {word or number: value}}``; what is left out takes the
-      defaults of `TERMS`. The term ``fused`` is always there.
+    recipe: ``{term: {option or number: value}}``; what is left out takes the defaults.
+      The term ``fused`` is there unless another one replaces it.
     task: The static facts of the task.
 
   Returns:
     The method.
 
   Raises:
-    MethodError: Unknown term or field, a word that is not allowed or does not fit
-      the task, a number out of range; the message names field, value, allowed set.
+    MethodError: Unknown term or field, an option that is not allowed or does not fit
+      the task, a number out of range, two terms that both choose what is evaluated;
+      the message names field, value, allowed set.
 
   Example:
+    >>> from mer_dg.contracts import Task
     >>> task = Task(("a",), num_classes=2, num_domains=1, num_samples=4,
-    ...             total_steps=1)
+    ...             total_steps=1, widths=(8,), fused_width=8)
     >>> build_method("erm", {}, task).hyper
     {'fused': {'weight': 1.0}}
   """
   check_recipe(name, recipe, task.modalities)
-  terms, hyper, words = {}, {}, {}
-  for term, fields in {"fused": {}, **recipe}.items():
-    words[term] = _options(term, fields)
-    hyper[term] = {
-      k: float(fields.get(k, n.default))
-      for k, n in numeric_fields(term, fields, task.modalities).items()
-    }
+  recipe = {k: v for k, v in recipe.items() if k not in SETTINGS}
+  if not any("fused" in registry.SPECS[term].replaces for term in recipe):
+    recipe = {"fused": {}, **recipe}
+  terms, hyper, options = {}, {}, {}
+  for term, fields in recipe.items():
+    options[term] = registry.options_of(term, fields)
+    numbers = registry.numbers_of(term, fields, task.modalities)
+    hyper[term] = {k: float(fields.get(k, n.default)) for k, n in numbers.items()}
     try:
-      terms[term] = TERMS[term].make(task, words[term])
+      terms[term] = registry.SPECS[term].make(task, options[term])
     except ValueError as error:
       raise MethodError(f"config.recipes.{name}.{term}: {error}") from error
-  return Method(name, terms, hyper, words)
+  choosers = [term for term in terms if terms[term].eval_params is not None]
+  if len(choosers) > 1:
+    raise MethodError(
+      f"method {name!r}: {' and '.join(choosers)} both choose the parameters that are "
+      "evaluated; keep one of them."
+    )
+  return Method(name, terms, hyper, options, task)
 
 
 def check_recipe(name: str, recipe: Recipe, modalities=None) -> None:
@@ -168,7 +229,8 @@ def check_recipe(name: str, recipe: Recipe, modalities=None) -> None:
 
   Args:
     name: Name of the recipe, for messages.
-    recipe: The recipe.
+    recipe: The recipe. What its groups ``network`` and ``optimizer`` hold is checked
+      with the config.
     modalities: Names that ``weight_<modality>`` may use; None while they are not
       known lets any name pass.
   """
@@ -176,83 +238,136 @@ def check_recipe(name: str, recipe: Recipe, modalities=None) -> None:
     raise MethodError(f"config.recipes.{name}={recipe!r} must be a group of terms.")
   for term, fields in recipe.items():
     where = f"config.recipes.{name}.{term}"
-    if term not in TERMS:
-      raise MethodError(f"{where}: {term!r} is not one of {tuple(TERMS)}.")
     if not isinstance(fields, Mapping):
       raise MethodError(f"{where}={fields!r} must be a group of fields.")
-    spec = TERMS[term]
-    for field in (f for f in fields if f in spec.options):
-      if fields[field] not in spec.options[field]:
-        raise MethodError(
-          f"{where}.{field}={fields[field]!r} is not one of {spec.options[field]}."
-        )
-    if modalities is None and spec.per_modality_weight:
-      named = [f.removeprefix("weight_") for f in fields if f.startswith("weight_")]
-      numeric = numeric_fields(term, fields, named)
-    else:
-      numeric = numeric_fields(term, fields, modalities or ())
-    for field, value in fields.items():
-      if field in numeric:
-        _check_number(f"{where}.{field}", value, numeric[field])
-      elif field in spec.only:
-        option, values = spec.only[field]
-        raise MethodError(
-          f"{where}.{field}={value!r} has no effect with "
-          f"{option}={_options(term, fields)[option]!r}; it belongs to {values}."
-        )
-      elif field not in spec.options:
-        known = (*spec.options, *numeric)
-        raise MethodError(f"{where}.{field}: no such field; the term has {known}.")
+    if term in SETTINGS:
+      continue
+    if term not in registry.SPECS:
+      raise MethodError(f"{where}: {term!r} is not one of {tuple(registry.SPECS)}.")
+    _check_fields(where, term, fields, modalities)
 
 
-def numeric_fields(term: str, fields: Mapping, modalities) -> dict[str, Numeric]:
-  """The numbers that a term has, given its words.
+def _check_fields(where: str, term: str, fields: Mapping, modalities) -> None:
+  spec = registry.SPECS[term]
+  for field in (f for f in fields if f in spec.options):
+    if fields[field] not in spec.options[field]:
+      raise MethodError(
+        f"{where}.{field}={fields[field]!r} is not one of {spec.options[field]}."
+      )
+  if modalities is None:
+    modalities = [f.removeprefix("weight_") for f in fields if f.startswith("weight_")]
+  numbers = registry.numbers_of(term, fields, modalities)
+  for field, value in fields.items():
+    if field in numbers:
+      check_number(f"{where}.{field}", value, numbers[field])
+    elif field not in spec.options:
+      chosen = ", ".join(
+        f"{k}={v!r}" for k, v in registry.options_of(term, fields).items()
+      )
+      raise MethodError(
+        f"{where}.{field}={fields[field]!r}: no such field"
+        f"{f' with {chosen}' if chosen else ''}; there are "
+        f"{(*spec.options, *numbers)}."
+      )
 
-  Args:
-    term: A name in `TERMS`.
-    fields: Its fields in a recipe; only words are looked at.
-    modalities: Names of the modalities.
 
-  Example:
-    >>> sorted(numeric_fields("mer", {"estimator": "kde"}, ["a"]))
-    ['bandwidth', 'ramp', 'start', 'weight', 'weight_a']
-  """
-  spec, words = TERMS[term], _options(term, fields)
-  numeric = {
-    name: number
-    for name, number in spec.numeric.items()
-    if name not in spec.only or words[spec.only[name][0]] in spec.only[name][1]
-  }
-  if spec.per_modality_weight:
-    numeric |= {f"weight_{m}": Numeric(1.0, 0.0, 1e4) for m in modalities}
-  return numeric
+def check_number(field: str, value: Any, number: Number) -> None:
+  """Raises a `MethodError` unless ``value`` is a number in the range of ``number``."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise MethodError(f"{field}={value!r} must be a number.")
+  if not number.low <= value <= number.high:
+    raise MethodError(f"{field}={value!r} must lie in [{number.low}, {number.high}].")
 
 
 def merge_recipes(names: str, recipes: Mapping[str, Recipe]) -> dict[str, dict]:
-  """The recipe of ``"a+b"``: the terms of ``a``, then those of ``b`` over them.
+  """The recipe of ``"a+b"``: the terms of ``a`` and those of ``b``.
+
+  Args:
+    names: Names of recipes, joined by ``+``.
+    recipes: ``{name: recipe}``.
 
   Raises:
-    MethodError: A part that no recipe has; the message lists those there are.
+    MethodError: A part that no recipe has, that adds nothing, or two parts that want
+      something else of one field; the message names them.
 
   Example:
     >>> merge_recipes("x+y", {"x": {"mer": {"weight": 2}}, "y": {"unimodal": {}}})
     {'mer': {'weight': 2}, 'unimodal': {}}
   """
-  merged: dict[str, dict] = {}
-  for part in names.split("+"):
+  parts = names.split("+")
+  for part in parts:
     if part not in recipes:
       raise MethodError(f"method {part!r} is not one of {tuple(recipes)}.")
-    for term, fields in recipes[part].items():
-      merged[term] = {**merged.get(term, {}), **fields}
+  for i, part in enumerate(parts if len(parts) > 1 else ()):
+    others = parts[:i] + parts[i + 1 :]
+    if _within(recipes[part], _merged(names, others, recipes)):
+      raise MethodError(f"method {names!r}: {part!r} adds nothing to {others}.")
+  return _merged(names, parts, recipes)
+
+
+def _merged(names: str, parts: Collection[str], recipes) -> dict[str, dict]:
+  merged: dict[str, dict] = {}
+  for part in parts:
+    for group, fields in recipes[part].items():
+      own = merged.setdefault(group, {})
+      for field, value in fields.items():
+        if own.setdefault(field, value) != value:
+          raise MethodError(
+            f"method {names!r}: {part!r} wants {group}.{field}={value!r}, another part "
+            f"{own[field]!r}. Write a recipe that has what is meant."
+          )
   return merged
 
 
-def _options(term: str, fields: Mapping) -> dict[str, Any]:
-  return {k: fields.get(k, v[0]) for k, v in TERMS[term].options.items()}
+def _within(small: Recipe, large: Recipe) -> bool:
+  return all(
+    group in large and dict(fields).items() <= dict(large[group]).items()
+    for group, fields in small.items()
+  )
 
 
-def _check_number(field: str, value, spec: Numeric) -> None:
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise MethodError(f"{field}={value!r} must be a number.")
-  if not spec.low <= value <= spec.high:
-    raise MethodError(f"{field}={value!r} must lie in [{spec.low}, {spec.high}].")
+def _for_term(name: str, inner: Transformation) -> Transformation:
+  """``inner``, told of its own term alone."""
+  inner = optax.with_extra_args_support(inner)
+
+  def update(
+    updates, state, params=None, *, found, step_key, aux=None, key=None, **extra
+  ):
+    del aux, key  # Those of a term around this one.
+    own = dict(aux=found[name][1], key=named_key(step_key, name))
+    shared = dict(found=found, step_key=step_key)
+    return inner.update(updates, state, params, **own, **shared, **extra)
+
+  return transformation(update, inner.init)
+
+
+def _checked(name: str, result: Any) -> tuple[jax.Array, dict]:
+  if not (isinstance(result, tuple) and len(result) == 2):
+    raise MethodError(f"term {name!r} must return (value, aux), not {type(result)}.")
+  value, aux = result
+  if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+    raise MethodError(
+      f"term {name!r} must return a float scalar, not "
+      f"{jnp.result_type(value)}{list(jnp.shape(value))}."
+    )
+  if not isinstance(aux, Mapping):
+    raise MethodError(f"term {name!r} must return a dict of aux, not {type(aux)}.")
+  return value, dict(aux)
+
+
+def _check_own(name: str, own: Any, params: Any) -> None:
+  if not isinstance(own, Mapping):
+    raise MethodError(f"own parameters of term {name!r} must be a dict, not {own!r}.")
+  if shared := sorted(set(own) & set(params)):
+    raise MethodError(
+      f"term {name!r} has parameters {shared}, names of the network's; rename them."
+    )
+
+
+def _check_memory(name: str, old: Any, new: Any) -> None:
+  shape = lambda tree: jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
+  if jax.tree.structure(old) != jax.tree.structure(new) or shape(old) != shape(new):
+    raise MethodError(
+      f"the memory of term {name!r} changes: it was {shape(old)} and is now "
+      f"{shape(new)}. Shapes, dtypes and names must stay."
+    )

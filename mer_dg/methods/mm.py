@@ -1,18 +1,40 @@
-"""Modality-mix learning as a term: stages, selection, mixing, objective, state."""
+"""Modality-mix learning (Lu, Tan and Han, TNNLS 2026), a reconstruction.
+
+Public is the abstract alone; docs/modality_mix.md says what is ours. One step: the
+standard predictions update exploration scores and, for ``rule="quantile"``, a table of
+confidences; rows with a strong prediction are mixed on their embeddings, fused again,
+and judged against their label proportions. Three ways to combine the two levels:
+
+* ``mm`` (variant A): standard learning first, then the mixed objective beside it;
+* ``mm_alternate`` (variant B): standard and mixed phases in turn; in a mixed phase the
+  under-explored encoder alone learns;
+* ``mm_nested`` (variant C, first order): the mixed objective is taken at the encoders
+  after a gradient step of the standard one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mer_dg import mixing
-from mer_dg.methods.term import Context, Control, Numeric, Task, Term, TermSpec
+from mer_dg.contracts import without
+from mer_dg.methods.term import (
+  SHARE,
+  WEIGHT,
+  Number,
+  Spec,
+  Term,
+  Transformation,
+  scale_parts,
+  transformation,
+)
 
 
-class MixState(NamedTuple):
+class MixMemory(NamedTuple):
   """What the term remembers between steps.
 
   Attributes:
@@ -24,16 +46,7 @@ class MixState(NamedTuple):
   table: mixing.ConfidenceTable | tuple[()]
 
 
-def make_mm(task: Task, options: Mapping[str, Any]) -> Term:
-  """Modality-mix learning (Lu, Tan and Han, TNNLS 2026; a reconstruction).
-
-  One step: the standard predictions update exploration scores and, for
-  ``rule="quantile"``, the confidence table; rows with a strong prediction are mixed
-  on their embeddings, fused again, and judged against their label proportions.
-
-  Raises:
-    ValueError: Words that exclude each other or do not fit the task.
-  """
+def make(task, options):
   if options["pool"] == "other_domain" and task.num_domains < 2:
     raise ValueError("pool='other_domain' needs at least two source domains, not one.")
   if options["blend"] == "mixup" and options["swap"] == "focus_only":
@@ -42,52 +55,99 @@ def make_mm(task: Task, options: Mapping[str, Any]) -> Term:
   if has_table and task.num_samples < 1:
     raise ValueError("rule='quantile' needs stable sample ids; the task has none.")
 
-  def init_state():
+  def init(key, task, params):
+    del key, params
     table = mixing.init_confidence_table(task.num_samples) if has_table else ()
-    return MixState(mixing.init_exploration(task.modalities), table)
+    return {}, MixMemory(mixing.init_exploration(task.modalities), table)
 
-  def control(hyper, state: MixState, step) -> Control:
-    stage = _stage(hyper, step, options, task)
-    learns = {}
-    if options["schedule"] == "alternate" and options["route"] == "focus":
-      focus, names = state.exploration.focus, sorted(task.modalities)
-      standard = stage.standard > 0
-      learns = {m: standard | (focus == names.index(m)) for m in names}
-    return Control(stage.standard, learns)
-
-  def loss(outputs, batch, context: Context):
-    stage = _stage(context.hyper, context.step, options, task)
+  def loss(outputs, batch, ctx):
+    stage = _stage(ctx.hyper, ctx.step, options, task)
     # Scores and table are those of standard learning: they stand still in between.
-    state = _observe(outputs, batch, context, options, stage.standard > 0)
-    eligible = _select(outputs, batch, context, options, state.table)
-    mixed = _mix(outputs, batch, context, options, task, state.exploration, eligible)
+    memory = _observe(outputs, batch, ctx, options, stage.standard > 0)
+    eligible = _select(outputs, batch, ctx, options, memory.table)
+    mixed = _mix(outputs, batch, ctx, options, task, memory.exploration, eligible)
     z = mixing.route_gradients(
-      mixed.embeddings, route=options["route"], exploration=state.exploration
+      mixed.embeddings, route=options["route"], exploration=memory.exploration
     )
-    value, aux = mixing.modality_mix_loss(
+    value, found = mixing.modality_mix_loss(
       mixed,
-      context.fuse(z, mixed.present),
-      unimodal_logits=context.unimodal(z),
-      unimodal_weight=context.hyper["unimodal_weight"],
-      modality_weights={m: context.hyper[f"weight_{m}"] for m in task.modalities},
+      ctx.model.fuse(ctx.params, z, mixed.present, ctx.key, train=True),
+      unimodal_logits=ctx.model.heads(ctx.params, z),
+      unimodal_weight=ctx.hyper["unimodal_weight"],
+      modality_weights={m: ctx.hyper[f"weight_{m}"] for m in task.modalities},
       kind=options["kind"],
       mask=batch["mask"],
     )
-    logged = {f"mm/{k}": aux[k] for k in ("eligible_share", "n_mixed", "kl")}
+    # The focus before this batch is the one whose encoder learns in a mixed phase.
+    phase = (stage.standard, ctx.memory.exploration.focus)
+    aux: dict[str, Any] = {"memory": memory, "phase": phase}
+    aux |= {f"mm/{k}": found[k] for k in ("eligible_share", "n_mixed", "kl")}
     for j, m in enumerate(sorted(task.modalities)):
-      logged[f"mm/score/{m}"] = state.exploration.score[m]
-      logged[f"mm/focus/{m}"] = jnp.float32(state.exploration.focus == j)
-    return stage.mix * value, state, logged
+      aux[f"mm/score/{m}"] = memory.exploration.score[m]
+      aux[f"mm/focus/{m}"] = jnp.float32(memory.exploration.focus == j)
+    return stage.mix * value, aux
 
-  return Term(
-    init_state=init_state,
-    loss=loss,
-    control=control if options["schedule"] == "alternate" else None,
-    inner_step="inner_lr" if options["schedule"] == "nested" else "",
-  )
+  update = lambda memory, aux, params, ctx: aux["memory"]
+  schedule, focused = options["schedule"], options["route"] == "focus"
+  if schedule == "alternate":
+    around = (lambda _, inner: _hold(inner, task)) if focused else None
+    in_turn = lambda hyper: transformation(_alternate)
+    return Term(loss, init, update, in_turn, around, joint=False)
+  if schedule == "nested":
+    return Term(loss, init, update, lambda hyper: _nested(hyper, task), joint=False)
+  return Term(loss, init, update)
 
 
-def _stage(hyper, step, options, task: Task) -> mixing.Stage:
+def _alternate(grads, state, params, *, grad_fn, aux, **_):
+  """One level at a time: the others' gradient, or that of the mixed objective."""
+  standard, _ = aux["phase"]
+  mixed = grad_fn(params, only=("mm",))
+  return jax.tree.map(lambda g, h: standard * g + h, grads, mixed), state
+
+
+def _nested(hyper, task) -> Transformation:
+  """Adds the gradient at encoders after a step of the others (first order)."""
+
+  def update(grads, state, params, *, grad_fn, model, **_):
+    encoders = {f"encoder/{m}" for m in task.modalities}
+    ahead = jax.tree.map(
+      lambda part, p, g: p - hyper["inner_lr"] * g if part in encoders else p,
+      model.parts(params["net"]), params["net"], grads["net"],
+    )  # fmt: skip
+    mixed = grad_fn({**params, "net": ahead}, only=("mm",))
+    return jax.tree.map(jnp.add, grads, mixed), state
+
+  return transformation(update)
+
+
+def _hold(inner: Transformation, task) -> Transformation:
+  """``inner``, but in a mixed phase only the focus' encoder and projector move.
+
+  The others stay as they are, parameters and optimiser moments: a zero gradient alone
+  would hold nothing, with momentum and weight decay.
+  """
+
+  def update(grads, state, params, *, aux, model, **extra):
+    standard, focus = aux["phase"]
+    moves = {
+      f"{part}/{m}": (standard > 0) | (focus == j)
+      for j, m in enumerate(sorted(task.modalities))
+      for part in ("encoder", "projector")
+    }
+    updates, new = inner.update(grads, state, params, model=model, **extra)
+    updates = scale_parts(updates, model, moves)
+    parts = {"net": model.parts(params["net"])}
+    parts["terms"] = jax.tree.map(lambda _: "", params["terms"])
+    labels = optax.tree.map_params(
+      inner, lambda _, part: part, new, parts, transform_non_params=lambda _: ""
+    )
+    pick = lambda part, a, b: jnp.where(moves[part], a, b) if part in moves else a
+    return updates, jax.tree.map(pick, labels, new, state)
+
+  return transformation(update, inner.init)
+
+
+def _stage(hyper, step, options, task) -> mixing.Stage:
   """Factors of standard and mixed learning at this step."""
   steps = lambda share: jnp.round(hyper[share] * task.total_steps)
   if options["schedule"] == "alternate":
@@ -101,19 +161,19 @@ def _stage(hyper, step, options, task: Task) -> mixing.Stage:
   return mixing.mix_stage(step, warmup_steps=steps("warmup"), ramp_steps=steps("ramp"))
 
 
-def _observe(outputs, batch, context: Context, options, standard) -> MixState:
+def _observe(outputs, batch, ctx, options, standard) -> MixMemory:
   """Scores and table after this batch, where it is one of standard learning."""
-  exploration, table = context.state
+  exploration, table = ctx.memory
   logits, labels, mask = outputs.logits, batch["label"], batch["mask"] & standard
   evidence, fused = outputs.unimodal_logits, None
   if options["signal"] == "loss_drop":
-    evidence, fused = _without_each(outputs, batch, context), logits
+    evidence, fused = _without_each(outputs, batch, ctx), logits
   exploration = mixing.exploration_score(
     exploration,
     {m: evidence[m] for m in exploration.score},
     labels,
-    beta=context.hyper["beta"],
-    temperature=context.hyper.get("temperature", 1.0),
+    beta=ctx.hyper["beta"],
+    temperature=ctx.hyper.get("temperature", 1.0),
     mask=mask,
     present={m: batch["present"][m] for m in exploration.score},
     signal=options["signal"],
@@ -125,39 +185,37 @@ def _observe(outputs, batch, context: Context, options, standard) -> MixState:
     table = mixing.update_confidence_table(
       table, batch["index"], logits, labels, mask=mask
     )
-  return MixState(exploration, table)
+  return MixMemory(exploration, table)
 
 
-def _without_each(outputs, batch, context: Context) -> dict[str, jax.Array]:
+def _without_each(outputs, batch, ctx) -> dict[str, jax.Array]:
   """Fused logits with modality m removed, for each m; no gradient is wanted."""
   z, present = jax.lax.stop_gradient(outputs.embeddings), batch["present"]
-  return {
-    m: context.fuse(z, {**present, m: jnp.zeros_like(present[m])}) for m in present
-  }
+  return {m: ctx.model.fuse(ctx.params, z, without(present, m)) for m in present}
 
 
-def _select(outputs, batch, context: Context, options, table) -> jax.Array:
+def _select(outputs, batch, ctx, options, table) -> jax.Array:
   """Rows of the batch with a strong prediction, bool ``[B]``."""
   if table == ():
     strength, correct = mixing.prediction_strength(outputs.logits, batch["label"])
     return mixing.select_confident(
-      strength, correct, threshold=context.hyper["threshold"], mask=batch["mask"]
+      strength, correct, threshold=ctx.hyper["threshold"], mask=batch["mask"]
     )
   return batch["mask"] & mixing.select_confident(
     table.confidence,
     table.correct,
     rule="quantile",
-    fraction=context.hyper["fraction"],
+    fraction=ctx.hyper["fraction"],
     labels=table.label,
     mask=table.label >= 0,
     rows=batch["index"],
   )
 
 
-def _mix(outputs, batch, context: Context, options, task, exploration, eligible):
+def _mix(outputs, batch, ctx, options, task, exploration, eligible):
   domains = None if options["pool"] == "any" else batch["domain"]
   return mixing.modality_mix(
-    context.key,
+    ctx.key,
     {m: outputs.embeddings[m] for m in task.modalities},
     batch["label"],
     num_classes=task.num_classes,
@@ -168,39 +226,56 @@ def _mix(outputs, batch, context: Context, options, task, exploration, eligible)
     proportions=options["proportions"],
     swap=options["swap"],
     pool=options["pool"],
-    soft=context.hyper.get("alpha"),
+    soft=ctx.hyper.get("alpha"),
     shared=options["blend"] == "mixup",
     exploration=exploration,
-    eta=context.hyper.get("eta", 1.0),
-    concentration=context.hyper.get("concentration", 1.0),
+    eta=ctx.hyper.get("eta", 1.0),
+    concentration=ctx.hyper.get("concentration", 1.0),
     require_distinct=options["require_distinct"],
   )
 
 
-_SHARE = lambda default: Numeric(default, 0.0, 1.0)  # Of training, or of rows.
+def _share(default: float) -> Number:
+  return SHARE._replace(default=default)
 
-MM = TermSpec(
-  make_mm,
-  {
-    "weight": Numeric(1.0, 0.0, 1e4),
-    "unimodal_weight": Numeric(0.5, 0.0, 1e4),  # Of the modality-specific objective.
-    # Strong predictions: probability of the label; or share of each class.
-    "threshold": _SHARE(0.7),
-    "fraction": _SHARE(0.5),
-    "beta": _SHARE(0.9),  # Decay of the exploration scores,
-    "temperature": Numeric(1.0, 1e-3, 1e3),  # and of their softmax.
-    "eta": Numeric(1.0, 0.0, 1e3),  # How far proportions follow the gaps.
-    "concentration": Numeric(1.0, 1e-3, 1e3),
-    "alpha": Numeric(1.0, 1e-3, 1e3),  # Beta(alpha, alpha) of a soft swap.
-    # Shares of training: before the first mixed step; of the ramp after it; of each
-    # standard and each mixed phase.
-    "warmup": _SHARE(0.2),
-    "ramp": _SHARE(0.1),
-    "standard": _SHARE(0.05),
-    "mixing": _SHARE(0.05),
-    "inner_lr": Numeric(0.01, 0.0, 1e3),  # Length of the inner gradient step.
-  },
-  {
+
+def _hyperparameters(options):
+  """Each option brings its own numbers; shares are of training where not said else."""
+  numbers = {
+    "weight": WEIGHT._replace(search=(0.1, 2.0)),
+    # Of the modality-specific objective.
+    "unimodal_weight": Number(0.5, 0.0, 1e4, search=(0.1, 1.0)),
+    "beta": _share(0.9),  # Decay of the exploration scores.
+    "warmup": _share(0.2),  # Before the first mixed step.
+  }
+  if options["schedule"] == "alternate":
+    numbers |= {"standard": _share(0.05), "mixing": _share(0.05)}
+  else:
+    numbers["ramp"] = _share(0.1)  # After the warm-up.
+  if options["schedule"] == "nested":
+    numbers["inner_lr"] = Number(0.01, 0.0, 1e3)  # Length of the inner gradient step.
+  # Strong predictions: probability of the label; or share of each class.
+  if options["rule"] == "threshold":
+    numbers["threshold"] = _share(0.7)
+  else:
+    numbers["fraction"] = _share(0.5)
+  if options["proportions"] == "exploration":  # How far they follow the gaps.
+    numbers["eta"] = Number(1.0, 0.0, 1e3, search=(0.1, 2.0))
+  if options["proportions"] == "dirichlet":
+    numbers["concentration"] = Number(1.0, 1e-3, 1e3)
+  if options["route"] == "weighted":  # Of the softmax over scores.
+    numbers["temperature"] = Number(1.0, 1e-3, 1e3)
+  if options["blend"] != "hard":  # Beta(alpha, alpha) of a soft swap.
+    numbers["alpha"] = Number(1.0, 1e-3, 1e3)
+  return numbers
+
+
+_HEADS = {"unimodal": {"weight": 0.5}}  # The exploration scores read them.
+SPEC = Spec(
+  "mm",
+  make,
+  _hyperparameters,
+  options={
     "schedule": ("ramp", "alternate", "nested"),
     "rule": ("threshold", "quantile"),
     "proportions": ("exploration", "uniform", "dirichlet"),
@@ -212,17 +287,10 @@ MM = TermSpec(
     "kind": ("soft_ce", "bce"),
     "require_distinct": (True, False),
   },
-  only={
-    "threshold": ("rule", ("threshold",)),
-    "fraction": ("rule", ("quantile",)),
-    "temperature": ("route", ("weighted",)),
-    "eta": ("proportions", ("exploration",)),
-    "concentration": ("proportions", ("dirichlet",)),
-    "alpha": ("blend", ("soft", "mixup")),
-    "ramp": ("schedule", ("ramp", "nested")),
-    "standard": ("schedule", ("alternate",)),
-    "mixing": ("schedule", ("alternate",)),
-    "inner_lr": ("schedule", ("nested",)),
+  recipes={
+    "mm": {**_HEADS, "mm": {}},
+    "mm_alternate": {**_HEADS, "mm": {"schedule": "alternate", "rule": "quantile"}},
+    "mm_nested": {**_HEADS, "mm": {"schedule": "nested"}},
   },
   per_modality_weight=True,
 )

@@ -1,4 +1,4 @@
-"""What a term of the training objective is, and what it is told."""
+"""The seam: what a term of a method may be, and what it is told."""
 
 from __future__ import annotations
 
@@ -7,117 +7,188 @@ import types
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
-# What a term returns: its value (a float32 scalar, finite for every mask), its
-# next state and the scalars it logs.
-TermResult = tuple[jax.Array, Any, dict[str, jax.Array]]
+from mer_dg.contracts import Batch, Model, Outputs, Task
+
+Transformation = optax.GradientTransformationExtraArgs
 
 
-class Task(NamedTuple):
-  """Static facts of a training task; runs that share them share a program.
-
-  Attributes:
-    modalities: Names, in the order of the config.
-    num_classes: K.
-    num_domains: S, the number of source domains.
-    num_samples: N, the number of stable sample ids (for tables over samples).
-    total_steps: Length of training, for schedules.
-  """
-
-  modalities: tuple[str, ...]
-  num_classes: int
-  num_domains: int
-  num_samples: int
-  total_steps: int
+class MethodError(ValueError):
+  """A method names something that does not exist, or does what it must not."""
 
 
 class Context(NamedTuple):
   """What a term may use besides the network's outputs and the batch.
 
   Attributes:
-    hyper: This term's numeric hyperparameters, ``{name: float32 scalar}``.
-      They may differ between vmapped runs.
-    state: This term's state, as its ``init_state`` shaped it.
+    params: Parameters of the network, those that gradients are taken at.
+    own: The term's own parameters, as its ``init`` made them; they train with the rest.
+    memory: What it remembers; read in ``loss``, replaced by ``update``.
+    hyper: Its numeric hyperparameters, ``{name: float32 scalar}``. They may differ
+      between vmapped runs.
     step: int32 scalar, steps taken so far.
-    key: PRNG key of this term and this step.
-    fuse: ``(embeddings, present) -> logits`` with the current parameters.
-    unimodal: ``embeddings -> {modality: logits}`` with the current heads.
+    key: PRNG key of this term and this step. It is named after the term: adding another
+      term changes nobody's draws.
+    model: The network as pure functions of parameters.
   """
 
+  params: Any
+  own: Any
+  memory: Any
   hyper: Mapping[str, jax.Array]
-  state: Any
   step: jax.Array
   key: jax.Array
-  fuse: Callable[..., jax.Array]
-  unimodal: Callable[..., dict[str, jax.Array]]
+  model: Model
 
 
-class Control(NamedTuple):
-  """What a term asks of the rest of a step, before anything is computed.
+class Moment(NamedTuple):
+  """One step, for all terms alike; `Context` is one term's share of it.
 
   Attributes:
-    others: float32 scalar, factor of all other terms.
-    learns: ``{modality: bool scalar}``; an encoder (with its projector) for which it
-      is False is left as it is, parameters and optimiser moments. Modalities that are
-      not named learn.
+    hyper: ``{term: {number: float32 scalar}}``.
+    step: int32 scalar, steps taken so far.
+    key: PRNG key of the step.
+    model: The network.
   """
 
-  others: jax.Array
-  learns: Mapping[str, jax.Array]
+  hyper: Mapping[str, Mapping[str, jax.Array]]
+  step: jax.Array
+  key: jax.Array
+  model: Model
+
+
+def _no_loss(outputs: Outputs, batch: Batch, ctx: Context):
+  del outputs, batch, ctx
+  return jax.numpy.float32(0.0), {}
+
+
+def _nothing(key: jax.Array, task: Task, params: Any):
+  del key, task, params
+  return {}, {}
+
+
+def _same(memory, aux, params, ctx):
+  del aux, params, ctx
+  return memory
 
 
 class Term(NamedTuple):
-  """A ready term: ``loss(outputs, batch, context) -> TermResult``.
+  """One additive piece of an objective, with its own parameters and memory.
+
+  Whatever is a loss is ``loss``; whatever is not a loss is an optax transformation;
+  whatever is averaged is ``eval_params``.
 
   Attributes:
-    init_state: ``() -> state``, a (possibly empty) pytree of arrays.
-    loss: The pure function; the weight of the term is applied by the method.
-    control: ``(hyper, state, step) -> Control``, with the term's own numbers and state
-      before the step; or None for a term that asks nothing.
-    inner_step: Name of the number that holds a step length; the term is then taken
-      at the parameters after a gradient step of this length, by all other terms, on
-      the encoders. "" takes it at the parameters themselves.
+    loss: ``(outputs, batch, ctx) -> (value, aux)``: a float32 scalar, finite for every
+      mask, and a dict. Pure; its weight is applied by the method. Scalars in ``aux``
+      are logged under their keys; the rest is for ``update`` and ``transform``.
+    init: ``(key, task, params) -> (own parameters, memory)`` from those of the network.
+      Own parameters are a dict and live under ``params["terms"][name]``.
+    update: ``(memory, aux, params, ctx) -> memory`` after the optimiser's step, with
+      the network's new parameters; moving averages, prototypes, scores.
+    transform: ``hyper -> optax.GradientTransformationExtraArgs``, put before the
+      optimiser. Its ``update`` also gets ``aux`` and ``key`` of the term, ``step``,
+      ``model``, and ``grad_fn(params, only=names)``: the gradient of these terms (none
+      named is the whole sum) at parameters ``{net, terms}``.
+    optimizer: ``(hyper, optimizer) -> optimizer``, for what has to stand around the
+      optimiser instead of before it; the same arguments reach its ``update``.
+    eval_params: ``(params, memory) -> params`` of the network that is evaluated; at
+      most one term of a method has it.
+    on_eval: ``(memory, metrics) -> memory`` after each evaluation; pure. ``metrics``
+      are those of source validation (``val/...``) at the parameters that train.
+    joint: False leaves the term out of the sum that the main gradient is taken of; its
+      ``transform`` takes its gradient where it wants it. It is logged all the same.
   """
 
-  init_state: Callable[[], Any]
-  loss: Callable[[Any, Any, Context], TermResult]
-  control: Callable[[Mapping, Any, jax.Array], Control] | None = None
-  inner_step: str = ""
+  loss: Callable[[Outputs, Batch, Context], tuple[jax.Array, dict]] = _no_loss
+  init: Callable[[jax.Array, Task, Any], tuple[Any, Any]] = _nothing
+  update: Callable[[Any, dict, Any, Context], Any] = _same
+  transform: Callable[[Mapping], Transformation] | None = None
+  optimizer: Callable[[Mapping, Transformation], Transformation] | None = None
+  eval_params: Callable[[Any, Any], Any] | None = None
+  on_eval: Callable[[Any, Mapping], Any] | None = None
+  joint: bool = True
 
 
-class Numeric(NamedTuple):
-  """A numeric hyperparameter: default and the closed range it may lie in."""
+class Number(NamedTuple):
+  """A numeric hyperparameter.
+
+  Attributes:
+    default: Its value where a recipe leaves it out.
+    low: Bounds of the closed range that it may lie in.
+    high: Upper bound.
+    search: ``(low, high)`` of a search, drawn log-uniformly; None is not searched.
+  """
 
   default: float
   low: float
   high: float
+  search: tuple[float, float] | None = None
 
 
-class TermSpec(NamedTuple):
-  """A kind of term, as the config sees it.
+WEIGHT = Number(1.0, 0.0, 1e4)  # Above this range it is a typo.
+SHARE = Number(0.0, 0.0, 1.0)
+
+
+class Spec(NamedTuple):
+  """One file of this room, as a config sees it.
 
   Attributes:
-    make: ``(task, options) -> Term`` for static ``options``.
-    numeric: ``{name: Numeric}``; every term also has ``weight``.
+    name: Of the term, in recipes and logs.
+    make: ``(task, options) -> Term``; raises a ValueError for options that do not fit
+      the task.
+    hyperparameters: ``{name: Number}``, or ``options -> {name: Number}`` where they
+      depend on options. A term with a loss has ``weight``.
     options: ``{name: allowed values}``; the first one is the default.
-    only: ``{number: (option, values)}``: numbers that exist for these values of
-      an option only. Elsewhere they would be without effect, hence an error.
-    per_modality_weight: Whether the term also has the numbers
-      ``weight_<modality>``, which default to 1.
+    recipes: ``{method: {term: fields}}``; beside terms a recipe may have groups
+      ``network`` and ``optimizer``, fields of the config that belong to the method.
+    replaces: Terms that this one stands in for; a method that has it does not pay for
+      them.
+    per_modality_weight: Whether there are numbers ``weight_<modality>``, too, 1 by
+      default.
+    off: Numbers that make it plain fusion, bit for bit; None if nothing does.
   """
 
+  name: str
   make: Callable[[Task, Mapping[str, Any]], Term]
-  numeric: Mapping[str, Numeric]
-  options: Mapping[str, tuple[Any, ...]]
-  only: Mapping[str, tuple[str, tuple[Any, ...]]] = types.MappingProxyType({})
+  hyperparameters: (
+    Mapping[str, Number] | Callable[[Mapping[str, Any]], Mapping[str, Number]]
+  ) = types.MappingProxyType({})
+  options: Mapping[str, tuple[Any, ...]] = types.MappingProxyType({})
+  recipes: Mapping[str, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType({})
+  replaces: tuple[str, ...] = ()
   per_modality_weight: bool = False
+  off: Mapping[str, float] | None = types.MappingProxyType({"weight": 0.0})
 
 
-def stateless(loss: Callable[[Any, Any, Context], tuple]) -> Term:
-  """A term without state from ``loss -> (value, logged scalars)``."""
+def transformation(
+  update: Callable[..., tuple[Any, Any]],
+  init: Callable[[Any], Any] = lambda _: optax.EmptyState(),
+) -> Transformation:
+  """A transformation from ``(updates, state, params, **extra) -> (updates, state)``.
 
-  def with_state(outputs, batch, context):
-    value, logged = loss(outputs, batch, context)
-    return value, context.state, logged
+  Example:
+    >>> from mer_dg.methods.term import transformation
+    >>> halve = transformation(lambda g, state, params, **_: (0.5 * g, state))
+    >>> print(halve.update(jnp.float32(3.0), halve.init(None), None)[0])
+    1.5
+  """
+  parts: Any = (init, update)  # Optax declares fewer arguments.
+  return Transformation(*parts)
 
-  return Term(init_state=lambda: (), loss=with_state)
+
+def scale_parts(tree: Any, model: Model, factors: Mapping[str, jax.Array]) -> Any:
+  """``tree`` (like ``{net, terms}``) with parts of the network times a factor.
+
+  Args:
+    tree: Gradients or updates.
+    model: Says what belongs to which part.
+    factors: ``{part: scalar}``; parts that are not named stay as they are.
+  """
+  scaled = jax.tree.map(
+    lambda part, g: g * factors[part].astype(g.dtype) if part in factors else g,
+    model.parts(tree["net"]),
+    tree["net"],
+  )
+  return {**tree, "net": scaled}

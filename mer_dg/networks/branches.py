@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mer_dg.networks.preparation import named_key
+from mer_dg.contracts import named_key
 from mer_dg.networks.pretrained import Backbone, encode
 
 

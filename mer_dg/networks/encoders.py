@@ -16,7 +16,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mer_dg.networks import convolution, types
+from mer_dg.contracts import InputSpec
+from mer_dg.networks import convolution
 from mer_dg.networks.initialization import dense
 
 ENCODERS = ("auto", "mlp", "linear", "conv")
@@ -38,7 +39,7 @@ _he_uniform = nn.initializers.he_normal()
 
 def make_encoder(
   name: str,
-  spec: types.InputSpec,
+  spec: InputSpec,
   *,
   embedding_dim: int,
   hidden_dim: int,
@@ -63,7 +64,7 @@ def make_encoder(
     ValueError: For an unknown name, or ``conv`` on a vector.
 
   Example:
-    >>> spec = types.InputSpec("image", (16, 16, 1))
+    >>> spec = InputSpec("image", (16, 16, 1))
     >>> type(make_encoder("auto", spec, embedding_dim=8, hidden_dim=16)).__name__
     'GridEncoder'
   """

@@ -32,17 +32,15 @@ def make_fusion(
   fusion_dim: int,
   classifier_dim: int,
   num_classes: int,
-  dropout: float,
   dtype: str = "float32",
 ) -> nn.Module | None:
-  """The module ``(z, present, *, train) -> logits`` called ``name``.
+  """The module ``(z, present, rate) -> (logits, fused)`` called ``name``.
 
   Args:
     name: One of ``FUSIONS``.
     fusion_dim: Common width F; without influence for ``concat`` and ``late``.
     classifier_dim: Hidden width of the classifier behind the fuser.
     num_classes: K.
-    dropout: Classifier dropout.
     dtype: Compute dtype.
 
   Returns:
@@ -72,7 +70,7 @@ def make_fusion(
       "lowrank": LowRank,
       "bottleneck": Bottleneck,
     }[name](fusion_dim, dtype=dtype)
-  classifier = heads.Classifier(classifier_dim, num_classes, dropout, dtype=dtype)
+  classifier = heads.Classifier(classifier_dim, num_classes, dtype=dtype)
   return FusedClassifier(fuser, classifier)
 
 
@@ -83,9 +81,13 @@ class FusedClassifier(nn.Module):
   classifier: nn.Module
 
   def __call__(
-    self, z: list[jax.Array], present: jax.Array, *, train: bool
-  ) -> jax.Array:
-    return self.classifier(self.fuser(z, present), train=train)
+    self,
+    z: list[jax.Array],
+    present: jax.Array,
+    rate: jax.typing.ArrayLike | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    fused = self.fuser(z, present)
+    return self.classifier(fused, rate), fused
 
 
 class Concat(nn.Module):

@@ -2,10 +2,18 @@
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from mer_dg.networks.initialization import dense
 
-_he_uniform = nn.initializers.he_normal()
+
+class Dropout(nn.Module):
+  """``nn.Dropout`` whose rate is an argument, hence may be traced."""
+
+  @nn.compact
+  def __call__(self, z: jax.Array, rate: jax.typing.ArrayLike) -> jax.Array:
+    kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, z.shape)
+    return jnp.where(kept, z / (1.0 - jnp.asarray(rate, z.dtype)), 0)
 
 
 class Projector(nn.Module):
@@ -37,17 +45,19 @@ class Classifier(nn.Module):
   Attributes:
     hidden_dim: Width of the hidden layer.
     num_classes: K.
-    dropout: Probability of zeroing a hidden unit in training.
     dtype: Compute dtype.
   """
 
   hidden_dim: int
   num_classes: int
-  dropout: float
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(
+    self, z: jax.Array, rate: jax.typing.ArrayLike | None = None
+  ) -> jax.Array:
+    """Logits; ``rate`` is the probability of zeroing a hidden unit, None for none."""
     z = nn.relu(dense(self.hidden_dim, gain=2.0, dtype=self.dtype)(z))
-    z = nn.Dropout(self.dropout, deterministic=not train)(z)
+    if rate is not None:
+      z = Dropout()(z, rate)
     return dense(self.num_classes, dtype=self.dtype, name="logits")(z)

@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 import math
+import types
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mer_dg.networks import encoders, heads, initialization, types
+from mer_dg.contracts import InputSpec, Network, Outputs, named_key
+from mer_dg.networks import encoders, heads, initialization
 from mer_dg.networks import fusion as fusion_lib
 from mer_dg.networks.branches import add_backbone, encode_with_backbone
-from mer_dg.networks.preparation import keep_modalities, named_key, prepare_input
+from mer_dg.networks.preparation import prepare_input
 from mer_dg.networks.pretrained import (
   BACKBONES,
   FROM_SCRATCH,
@@ -26,7 +28,7 @@ ENCODERS = (*encoders.ENCODERS, *FROM_SCRATCH)
 
 
 def make_network(
-  specs: Mapping[str, types.InputSpec],
+  specs: Mapping[str, InputSpec],
   *,
   num_classes: int,
   fusion: str = "concat",
@@ -39,10 +41,9 @@ def make_network(
   projection_dim: int = 128,
   dropout: float = 0.5,
   embedding_dropout: float = 0.0,
-  modality_dropout: float = 0.0,
   input_clip: float = 10.0,
   compute_dtype: str = "float32",
-) -> types.Network:
+) -> Network:
   """A multimodal classifier for inputs like ``specs``.
 
   *Scaling.* Inputs of any real dtype become ``clip((x - center) * inv_scale)`` per
@@ -55,11 +56,9 @@ def make_network(
 
   *Keys.* ``apply`` and ``fuse`` derive a named key for each use from the ``key`` they
   get, so ``fuse(variables, outputs.embeddings, present, train=True, key=key)`` repeats
-  ``outputs.logits`` of ``apply`` with the same key when ``modality_dropout`` is 0.
-  Modality dropout is drawn in ``apply`` only, and acts on ``logits`` only: embeddings,
-  projections and unimodal logits are those of the full input, which entropy and
-  unimodal terms are meant to see. ``embedding_dropout``, too, acts where embeddings
-  enter the fusion and not on ``Outputs.embeddings``.
+  ``outputs.logits`` of ``apply`` with the same key. ``embedding_dropout`` acts where
+  embeddings enter the fusion and not on ``Outputs.embeddings``. A rate of dropout that
+  is not 0 may be replaced by an array in every call; one of 0 draws nothing.
 
   Entries of ``inputs``, ``present`` and ``embeddings`` for other modalities are
   ignored, so a network for some modalities can be applied to the full batch.
@@ -86,8 +85,6 @@ def make_network(
     projection_dim: Width P of the projections.
     dropout: Probability of zeroing a hidden unit of the classifier in training.
     embedding_dropout: The same for the embeddings where they enter the fusion.
-    modality_dropout: Probability of leaving a modality of a sample out of the fusion
-      in training; at least one stays.
     input_clip: Largest magnitude of a scaled input, in units of the scale.
     compute_dtype: ``float32`` or ``bfloat16``; parameters and outputs are float32.
 
@@ -99,7 +96,7 @@ def make_network(
       probability outside [0, 1).
 
   Example:
-    >>> specs = {"a": types.InputSpec("vector", (3,))}
+    >>> specs = {"a": InputSpec("vector", (3,))}
     >>> network = make_network(specs, num_classes=4)
     >>> variables = network.init(jax.random.key(0))
     >>> outputs, _ = network.apply(
@@ -133,14 +130,11 @@ def make_network(
   for name, width in widths.items():
     if width < 1:
       raise ValueError(f"{name}={width} must be >= 1.")
-  rates = {
-    "dropout": dropout,
-    "embedding_dropout": embedding_dropout,
-    "modality_dropout": modality_dropout,
-  }
-  for name, rate in rates.items():
+  own_rates = {"dropout": dropout, "embedding_dropout": embedding_dropout}
+  for name, rate in own_rates.items():
     if not 0.0 <= rate < 1.0:
       raise ValueError(f"{name}={rate} must lie in [0, 1).")
+  own_rates = {name: rate for name, rate in own_rates.items() if rate}
 
   encoder_modules = {
     m: encoders.make_encoder(
@@ -160,7 +154,6 @@ def make_network(
     fusion_dim=fusion_dim,
     classifier_dim=classifier_dim,
     num_classes=num_classes,
-    dropout=dropout,
     dtype=compute_dtype,
   )
 
@@ -193,7 +186,7 @@ def make_network(
     params["fusion"] = {}
     if fusion_module is not None:
       present = jnp.ones((1, len(modalities)), bool)
-      fused = fusion_module.init(key, z, present, train=False)
+      fused = fusion_module.init(key, z, present)
       params["fusion"] = initialization.draw(named_key(key, "fusion"), fused["params"])
     return variables
 
@@ -202,24 +195,33 @@ def make_network(
     x, mask = prepare_input(specs[m], x, scaling, present, clip=input_clip)
     return _run(encoder_modules[m], variables, f"encoder_{m}", x, mask)
 
-  def fuse(variables, embeddings, present, *, train=False, key=None):
+  def classify(variables, embeddings, present, *, train, key, rates):
+    """``(logits, fused)``."""
     _check_names("embeddings", embeddings, modalities)
     _check_names("present", present, modalities)
+    rates = own_rates if rates is None else rates
     keep = jnp.stack([present[m] for m in modalities], axis=1)
-    z = [
+    z: list[jax.Array] = [
       jnp.where(keep[:, i, None], embeddings[m], 0) for i, m in enumerate(modalities)
     ]
-    if train and embedding_dropout > 0:
-      drop = nn.Dropout(embedding_dropout, deterministic=False)
+    if train and "embedding_dropout" in rates:
       keys = [_use_key(key, f"embedding_dropout_{m}") for m in modalities]
+      drop: Any = heads.Dropout()
       z = [
-        drop.apply({}, z_m, rngs={"dropout": k}) for z_m, k in zip(z, keys, strict=True)
+        drop.apply({}, z_m, rates["embedding_dropout"], rngs={"dropout": k})
+        for z_m, k in zip(z, keys, strict=True)
       ]
     if fusion_module is None:
       logits = unimodal(variables, dict(zip(modalities, z, strict=True)))
-      return fusion_lib.late_logits([logits[m] for m in modalities], keep)
-    rngs = {"dropout": _use_key(key, "fusion")} if train and dropout > 0 else None
-    return _run(fusion_module, variables, "fusion", z, keep, train=train, rngs=rngs)
+      late = fusion_lib.late_logits([logits[m] for m in modalities], keep)
+      return late, jnp.concatenate(z, axis=-1)
+    rate = rates.get("dropout") if train else None
+    rngs = None if rate is None else {"dropout": _use_key(key, "fusion")}
+    return _run(fusion_module, variables, "fusion", z, keep, rate, rngs=rngs)
+
+  def fuse(variables, embeddings, present, *, train=False, key=None, rates=None):
+    settings = dict(train=train, key=key, rates=rates)
+    return classify(variables, embeddings, present, **settings)[0]
 
   def unimodal(variables, embeddings):
     return {
@@ -228,7 +230,7 @@ def make_network(
       if m in embeddings
     }
 
-  def apply(variables, inputs, present, *, train=False, key=None):
+  def apply(variables, inputs, present, *, train=False, key=None, rates=None):
     _check_names("inputs", inputs, modalities)
     _check_names("present", present, modalities)
 
@@ -254,24 +256,38 @@ def make_network(
     projections = {
       m: _run(projector, variables, f"projector_{m}", embeddings[m]) for m in modalities
     }
-    kept = {m: present[m] for m in modalities}
-    if train and modality_dropout > 0:
-      keep = keep_modalities(
-        _use_key(key, "modality_dropout"),
-        jnp.stack(list(kept.values()), axis=1),
-        rate=modality_dropout,
-      )
-      kept = {m: keep[:, i] for i, m in enumerate(modalities)}
-    outputs = types.Outputs(
+    logits, fused = classify(
+      variables, embeddings, present, train=train, key=key, rates=rates
+    )
+    outputs = Outputs(
       embeddings=embeddings,
       projections=where_present(projections),
       unimodal_logits=where_present(unimodal(variables, embeddings)),
-      logits=fuse(variables, embeddings, kept, train=train, key=key),
+      fused=fused,
+      logits=logits,
     )
     moving = train and any(b.options["bn_mode"] != "frozen" for b in backbones.values())
     return outputs, {"batch_stats": batch_stats} if moving else {}
 
-  return types.Network(modalities, init, apply, fuse, unimodal)
+  def parts(params):
+    """Keys of the top level are ``fusion`` and ``<part>_<modality>``."""
+    label = lambda path, _: path[0].key.replace("_", "/", 1)
+    return jax.tree.map_with_path(label, params)
+
+  fused_width = sum(embedding_dim.values())
+  if fusion not in ("concat", "late"):
+    fused_width = fusion_dim
+  return Network(
+    modalities,
+    init,
+    apply,
+    fuse,
+    unimodal,
+    parts,
+    rates=types.MappingProxyType(own_rates),
+    widths=types.MappingProxyType(embedding_dim),
+    fused_width=fused_width,
+  )
 
 
 def count_parameters(variables: Mapping[str, Any]) -> dict[str, int]:
@@ -302,10 +318,10 @@ def describe(variables: Mapping[str, Any]) -> str:
   return "\n".join(f"{name:<{left}}  {n:>{right},}" for name, n in counts.items())
 
 
-def _run(module: nn.Module, variables, name: str, *args, **kwargs) -> jax.Array:
+def _run(module: nn.Module, variables, name: str, *args, **kwargs) -> Any:
   """Applies one top-level module; float32 whatever it computes in."""
   out: Any = module.apply({"params": variables["params"][name]}, *args, **kwargs)
-  return out.astype(jnp.float32)
+  return jax.tree.map(lambda a: a.astype(jnp.float32), out)
 
 
 def _use_key(key: jax.Array | None, name: str) -> jax.Array:

@@ -43,7 +43,7 @@ def fit(
   state: TrainState,
   driver: Driver,
   *,
-  evaluate: Callable[[TrainState], Mapping[str, float]],
+  evaluate: Callable[[TrainState], tuple[TrainState, Mapping[str, float]]],
   checkpoints: Checkpoints,
   total_steps: int,
   log_every: int,
@@ -63,7 +63,7 @@ def fit(
   Args:
     state: The state before the first step.
     driver: Where batches come from.
-    evaluate: ``state -> {metric: float}``.
+    evaluate: ``state -> (state, {metric: float})``; terms may remember what they saw.
     checkpoints: Where states go.
     total_steps: When to stop.
     log_every: Steps between log lines; divides ``eval_every``.
@@ -103,7 +103,7 @@ def fit(
       progress.update(step, means)
       on_log(step, means)
       if step % eval_every == 0 or step == total_steps:
-        evaluation = dict(evaluate(state))
+        state, evaluation = evaluate(state)
         found = rank(evaluation)
         if not np.all(np.isfinite(found)):
           raise _diverged("the source validation", step, start, step)

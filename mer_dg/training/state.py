@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mer_dg.contracts import named_key
+
 SCHEDULES = ("constant", "cosine")
 
 
@@ -18,26 +20,27 @@ class TrainState(struct.PyTreeNode):
   Attributes:
     step: int32 scalar, steps taken.
     key: Key of the run; every random draw is a function of it and the step.
-    params: Trainable parameters.
-    constants: Other collections of the network, such as its input scaling.
-    opt_state: State of the optimiser.
-    method_state: State of the method's terms.
-    hyper: ``{"optimizer": {"lr", "weight_decay"}, "method": {term: {...}}}`` as
-      float32 scalars; array values, so that vmapped runs may differ in them.
+    params: Trainable parameters, ``{"net": of the network, "terms": {term: own}}``.
+    model_state: Other collections of the network: input scaling, running statistics.
+    opt_state: State of the optimiser, transformations of terms included.
+    memory: ``{term: what it remembers}``.
+    hyper: ``{"optimizer": {"lr", "weight_decay"}, "network": {rate of dropout},
+      "method": {term: {...}}}`` as float32 scalars; array values, so that vmapped runs
+      may differ in them.
   """
 
   step: jax.Array
   key: jax.Array
   params: Any
-  constants: Any
+  model_state: Any
   opt_state: optax.OptState
-  method_state: Any
+  memory: Any
   hyper: Any
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What the network takes as ``variables``."""
-    return {"params": self.params, **self.constants}
+    """What the network takes as ``variables``: the parameters that train."""
+    return {"params": self.params["net"], **self.model_state}
 
 
 class RunKeys(NamedTuple):
@@ -55,6 +58,12 @@ def run_keys(key: jax.Array) -> RunKeys:
   initial weights and the same batches.
   """
   return RunKeys(*(jax.random.fold_in(key, i) for i in range(3)))
+
+
+def evaluated(state: TrainState, method) -> dict[str, Any]:
+  """``variables`` that are evaluated: the method may average parameters."""
+  params = method.eval_params(state.params["net"], state.memory)
+  return {"params": params, **state.model_state}
 
 
 def make_optimizer(hyper, *, schedule: str, total_steps: int):
@@ -83,7 +92,38 @@ def make_optimizer(hyper, *, schedule: str, total_steps: int):
   )
 
 
-def make_state(network, method, *, seed, scaling, hyper, schedule, total_steps):
+def make_hyper(network, method, optimizer) -> dict[str, dict]:
+  """The default numeric hyperparameters of a run, as `TrainState` holds them.
+
+  Args:
+    network: A `Network`.
+    method: A `Method`.
+    optimizer: ``{"lr", "weight_decay"}``.
+  """
+  return {
+    "optimizer": {k: float(optimizer[k]) for k in ("lr", "weight_decay")},
+    "network": dict(network.rates),
+    "method": {term: dict(numbers) for term, numbers in method.hyper.items()},
+  }
+
+
+def whole_optimizer(method, hyper, *, schedule: str, total_steps: int):
+  """The optimiser with what the terms of the method put before and around it."""
+  base = make_optimizer(hyper["optimizer"], schedule=schedule, total_steps=total_steps)
+  return method.optimizer(hyper["method"], base)
+
+
+def make_state(
+  network,
+  method,
+  *,
+  seed,
+  scaling,
+  hyper,
+  schedule,
+  total_steps,
+  variables=None,
+):
   """The state before the first step.
 
   Args:
@@ -92,26 +132,30 @@ def make_state(network, method, *, seed, scaling, hyper, schedule, total_steps):
     seed: int32 scalar; may be traced, so that it can be vmapped.
     scaling: Input scaling fitted on the source training rows; a modality that it
       leaves out keeps the network's own, the identity.
-    hyper: As in `TrainState`.
+    hyper: As in `TrainState`, see `make_hyper`.
     schedule: As in `make_optimizer`.
     total_steps: As in `make_optimizer`.
+    variables: Of the network, if others than its own initial ones.
 
   Returns:
     A `TrainState`.
   """
   key = jax.random.key(seed)
-  variables = dict(network.init(run_keys(key).init))
-  params = variables.pop("params")
+  init_key = run_keys(key).init
+  variables = dict(network.init(init_key) if variables is None else variables)
+  net = variables.pop("params")
+  own, memory = method.init(named_key(init_key, "terms"), net)
   hyper = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), hyper)
-  optimizer = make_optimizer(
-    hyper["optimizer"], schedule=schedule, total_steps=total_steps
-  )
+  params = {"net": net, "terms": own}
+  optimizer = whole_optimizer(method, hyper, schedule=schedule, total_steps=total_steps)
   return TrainState(
     step=jnp.int32(0),
     key=key,
     params=params,
-    constants={**variables, "scaling": {**variables["scaling"], **scaling}},
+    model_state={**variables, "scaling": {**variables["scaling"], **scaling}},
     opt_state=optimizer.init(params),
-    method_state=method.init_state(),
+    # A copy: memory that starts as the parameters must not share their buffers, which
+    # the step is given to reuse.
+    memory=jax.tree.map(jnp.array, memory),
     hyper=hyper,
   )

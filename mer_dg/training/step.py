@@ -15,13 +15,10 @@ import optax
 
 from mer_dg.data.arrays import Arrays, gather_batch, sample_batch
 from mer_dg.data.sampling import Pool
-from mer_dg.methods import Method
-from mer_dg.training.state import TrainState, make_optimizer, run_keys
+from mer_dg.methods import Method, Moment, logged
+from mer_dg.training.state import TrainState, run_keys, whole_optimizer
 
 Metrics = dict[str, jax.Array]
-# Top-level parameters that belong to one modality and nothing else (`Network.init`);
-# its head learns from mixed samples like the fusion.
-_BRANCH = ("encoder", "projector")
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -40,89 +37,45 @@ def make_train_step(
     The step: pure, and vmappable over its first argument.
   """
 
-  ahead = method.ahead
-  first = tuple(name for name in method.terms if name not in ahead)
-
   def train_step(state: TrainState, batch, key):
     net_key, method_key = jax.random.split(key)
-    numbers = state.hyper["method"]
-    factors, learns = method.control(
-      hyper=numbers, state=state.method_state, step=state.step
-    )
+    rates = state.hyper["network"]
+    model = network.model(state.model_state, rates)
+    moment = Moment(state.hyper["method"], state.step, method_key, model)
 
-    def loss_fn(params, method_state, terms):
-      variables = {"params": params, **state.constants}
-      outputs, new_constants = network.apply(
-        variables, batch["inputs"], batch["present"], train=True, key=net_key
-      )
-      fuse_key = jax.random.fold_in(net_key, 1)
-      loss, (method_state, logged) = method.loss(
-        outputs,
-        batch,
-        hyper=numbers,
-        state=method_state,
-        step=state.step,
-        key=method_key,
-        fuse=lambda z, present: network.fuse(
-          variables, z, present, train=True, key=fuse_key
-        ),
-        unimodal=lambda z: network.unimodal(variables, z),
-        factors=factors,
-        only=terms,
-      )
-      return loss, (new_constants, method_state, logged)
+    def objective(params, only=()):
+      variables = {"params": params["net"], **state.model_state}
+      outputs, moved = network.apply(
+        variables, batch["inputs"], batch["present"],
+        train=True, key=net_key, rates=rates,
+      )  # fmt: skip
+      loss, found = method.loss(params, outputs, batch, state.memory, moment, only)
+      return loss, (found, moved)
 
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (new_constants, method_state, logged)), grads = gradient(
-      state.params, state.method_state, first
+    def grad_fn(params, only=()):
+      return jax.grad(objective, has_aux=True)(params, tuple(only))[0]
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (loss, (found, moved)), grads = gradient(state.params)
+    optimizer = whole_optimizer(
+      method, state.hyper, schedule=schedule, total_steps=total_steps
     )
-    if ahead:  # First order: the inner step counts as a constant.
-      stepped = _step_encoders(state.params, grads, method.inner_lr(numbers))
-      (more, (_, method_state, also)), extra = gradient(stepped, method_state, ahead)
-      loss, logged = loss + more, logged | also
-      grads = jax.tree.map(jnp.add, grads, extra)
-    optimizer = make_optimizer(
-      state.hyper["optimizer"], schedule=schedule, total_steps=total_steps
-    )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **logged}
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.params,
+      grad_fn=grad_fn, found=found, step_key=method_key, step=state.step, model=model,
+    )  # fmt: skip
     params = optax.apply_updates(state.params, updates)
     new_state = state.replace(
       step=state.step + 1,
-      params=_hold(params, state.params, learns),
-      constants={**state.constants, **new_constants},
-      opt_state=_hold(opt_state, state.opt_state, learns),
-      method_state=method_state,
+      params=params,
+      model_state={**state.model_state, **moved},
+      opt_state=opt_state,
+      memory=method.update(state.memory, found, params, moment),
     )
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **logged(found)}
     return new_state, metrics
 
   return train_step
-
-
-def _step_encoders(params, grads, length):
-  """Parameters after a gradient step of ``length`` on the encoders alone."""
-  is_encoder = lambda path: path[0].key.startswith("encoder_")
-  return jax.tree.map_with_path(
-    lambda path, p, g: p - length * g if is_encoder(path) else p, params, grads
-  )
-
-
-def _hold(new, old, learns):
-  """``new``, but ``old`` in the encoders and projectors that do not learn.
-
-  Args:
-    new: Parameters, or a state of the optimiser with trees like them inside.
-    old: The same before the step.
-    learns: ``{modality: bool scalar}``.
-  """
-  flags = {f"{part}_{m}": f for m, f in learns.items() for part in _BRANCH}
-
-  def leaf(path, after, before):
-    keys = [getattr(entry, "key", None) for entry in path]
-    held = [flags[key] for key in keys if key in flags]
-    return jnp.where(held[0], after, before) if held else after
-
-  return jax.tree.map_with_path(leaf, new, old) if flags else new
 
 
 def make_resident_chunk(step: Step, *, per_domain: int, length: int):

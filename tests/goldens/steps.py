@@ -11,10 +11,10 @@ import pathlib
 import jax
 import numpy as np
 
-from configs import common
-from mer_dg.methods import Task, build_method, merge_recipes
-from mer_dg.networks import InputSpec, make_network
-from mer_dg.training.state import make_state
+from mer_dg.contracts import InputSpec, Task
+from mer_dg.methods import build_method, merge_recipes, recipes
+from mer_dg.networks import make_network
+from mer_dg.training.state import make_hyper, make_state
 from mer_dg.training.step import make_train_step
 
 PATH = pathlib.Path(__file__).with_name("steps.json")
@@ -30,11 +30,11 @@ ACTIVE = {"mm": {"threshold": 0.0}, "mm_alternate": {"fraction": 1.0}}
 
 def cases() -> dict[str, dict]:
   """``{name: recipe}`` of all recipes there are, and of some compositions."""
-  recipes = common.get_config().recipes.to_dict()
-  names = [*recipes, "mer_kde+mm", "heads+mer_logdet"]
-  found = {name: merge_recipes(name, recipes) for name in names}
+  known = recipes()
+  names = [*known, "mer_kde+mm", "heads+mer_logdet"]
+  found = {name: merge_recipes(name, known) for name in names}
   for name, fields in ACTIVE.items():
-    recipe = merge_recipes(name, recipes)
+    recipe = merge_recipes(name, known)
     found[f"{name} (all rows)"] = recipe | {"mm": recipe["mm"] | fields}
   return found
 
@@ -61,16 +61,19 @@ def batch(seed: int) -> dict:
 
 def measure(recipe: dict) -> dict[str, list[float]]:
   """Loss and gradient norm of each step, and two checksums of the parameters."""
-  task = Task(tuple(SPECS), CLASSES, DOMAINS, num_samples=ROWS, total_steps=STEPS)
   network = make_network(
     SPECS, num_classes=CLASSES, embedding_dim=8, hidden_dim=16, classifier_dim=16,
     projector_dim=16, projection_dim=8,
+  )  # fmt: skip
+  task = Task(
+    tuple(SPECS), CLASSES, DOMAINS, num_samples=ROWS, total_steps=STEPS,
+    widths=(8, 8, 8), fused_width=24,
   )  # fmt: skip
   method = build_method("golden", recipe, task)
   horizon = dict(schedule="cosine", total_steps=10)
   state = make_state(
     network, method, seed=0, scaling={},
-    hyper={"optimizer": {"lr": 1e-2, "weight_decay": 1e-3}, "method": method.hyper},
+    hyper=make_hyper(network, method, {"lr": 1e-2, "weight_decay": 1e-3}),
     **horizon,
   )  # fmt: skip
   step = jax.jit(make_train_step(network, method, **horizon))
@@ -79,7 +82,9 @@ def measure(recipe: dict) -> dict[str, list[float]]:
     state, metrics = step(state, batch(i), jax.random.key(i))
     losses.append(float(metrics["loss"]))
     norms.append(float(metrics["grad_norm"]))
-  leaves = [np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(state.params)]
+  leaves = [
+    np.asarray(a, np.float64).ravel() for a in jax.tree.leaves(state.params["net"])
+  ]
   flat = np.concatenate(leaves)
   sums = [np.abs(flat).sum(), flat @ np.cos(np.arange(flat.size))]
   return {"loss": losses, "grad_norm": norms, "params": [float(s) for s in sums]}

@@ -1,0 +1,217 @@
+"""The words that rooms share: batch, outputs, task, model, kinds of input, named keys.
+
+**Batch**: a dict, leading axis B, fixed shapes, padding by mask::
+
+  inputs  {modality: [B, ...]}     in the order of the config, everywhere
+  present {modality: bool [B]}     False where that modality is missing
+  label   int32 [B]
+  domain  int32 [B]                position in the list of source domains
+  index   int32 [B]                stable sample id
+  mask    bool [B]                 False on padding rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, NamedTuple
+import zlib
+
+import jax
+
+Batch = dict[str, Any]
+
+# The number of axes of ONE sample, by kind of modality.
+KINDS = {"vector": 1, "sequence": 2, "image": 3, "clip": 4}
+
+
+class Outputs(NamedTuple):
+  """Everything a loss term may look at; a pytree, float32.
+
+  Rows whose modality is missing are exactly zero in the three dicts.
+
+  Attributes:
+    embeddings: ``{m: [B, D_m]}``, the encoder outputs ``z``.
+    projections: ``{m: [B, P]}``, un-normalised projector outputs.
+    unimodal_logits: ``{m: [B, K]}``, from the linear head of each modality.
+    fused: ``[B, F]``, the feature that the classifier sees.
+    logits: ``[B, K]``, the fused prediction.
+  """
+
+  embeddings: dict[str, jax.Array]
+  projections: dict[str, jax.Array]
+  unimodal_logits: dict[str, jax.Array]
+  fused: jax.Array
+  logits: jax.Array
+
+
+class Task(NamedTuple):
+  """Static facts of a training task; runs that share them share a program.
+
+  Attributes:
+    modalities: Names, in the order of the config.
+    num_classes: K.
+    num_domains: S, the number of source domains.
+    num_samples: N, the number of stable sample ids (for tables over samples).
+    total_steps: Length of training, for schedules.
+    widths: D_m of each modality, in the order of ``modalities``.
+    fused_width: F.
+  """
+
+  modalities: tuple[str, ...]
+  num_classes: int
+  num_domains: int
+  num_samples: int
+  total_steps: int
+  widths: tuple[int, ...]
+  fused_width: int
+
+  @property
+  def width(self) -> dict[str, int]:
+    """``{modality: D_m}``."""
+    return dict(zip(self.modalities, self.widths, strict=True))
+
+
+class Model(NamedTuple):
+  """What a method knows of a network: pure functions of the parameters they are given.
+
+  Attributes:
+    modalities: Names, in the order of fusion.
+    apply: ``(params, batch, key=None, *, train=False) -> Outputs``.
+    fuse: ``(params, embeddings, present, key=None, *, train=False) -> logits [B, K]``:
+      mixed, dropped or translated embeddings, no encoder pass.
+    heads: ``(params, embeddings) -> {m: logits [B, K]}``.
+    parts: ``params -> labels``, a tree like the parameters with the name of the part
+      that each leaf belongs to: ``encoder/<m>``, ``projector/<m>``, ``head/<m>``,
+      ``fusion``.
+  """
+
+  modalities: tuple[str, ...]
+  apply: Callable[..., Outputs]
+  fuse: Callable[..., jax.Array]
+  heads: Callable[..., dict[str, jax.Array]]
+  parts: Callable[[Any], Any]
+
+
+class Network(NamedTuple):
+  """A multimodal classifier as pure functions over ``variables``.
+
+  ``variables`` is ``{"params": ..., **model_state}``. All can be jitted and vmapped.
+
+  Attributes:
+    modalities: Names, in the order of fusion.
+    init: ``(key, batch=None) -> variables``. Shapes come from the specs; a ``batch``
+      that is given is held against them. ``variables["scaling"]`` is
+      ``{m: {"center": [C], "inv_scale": [C]}}``. Published encoders add ``frozen`` and
+      ``batch_stats``.
+    apply: ``(variables, inputs, present, *, train, key, rates)`` ->
+      ``(Outputs, new_model_state)``; the latter holds the collections that changed,
+      ``{}`` when none did.
+    fuse: ``(variables, embeddings, present, *, train, key, rates) -> logits [B, K]``,
+      the fusion and classifier alone.
+    heads: ``(variables, embeddings) -> {m: logits [B, K]}``.
+    parts: See `Model`.
+    rates: ``{name: rate}``, the rates of dropout that are not 0. ``apply`` and ``fuse``
+      take others of these names as arrays, so that vmapped runs may differ in them.
+    widths: ``{m: D_m}``.
+    fused_width: F.
+  """
+
+  modalities: tuple[str, ...]
+  init: Callable[..., dict[str, Any]]
+  apply: Callable[..., tuple[Outputs, dict[str, Any]]]
+  fuse: Callable[..., jax.Array]
+  heads: Callable[..., dict[str, jax.Array]]
+  parts: Callable[[Any], Any]
+  rates: Mapping[str, float]
+  widths: Mapping[str, int]
+  fused_width: int
+
+  def model(self, model_state: Mapping[str, Any], rates: Mapping[str, Any]) -> Model:
+    """The network with all that is no parameter filled in."""
+    of = lambda params: {"params": params, **model_state}
+
+    def apply(params, batch, key=None, *, train=False):
+      return self.apply(
+        of(params), batch["inputs"], batch["present"], train=train, key=key, rates=rates
+      )[0]
+
+    def fuse(params, embeddings, present, key=None, *, train=False):
+      return self.fuse(
+        of(params), embeddings, present, train=train, key=key, rates=rates
+      )
+
+    heads = lambda params, embeddings: self.heads(of(params), embeddings)
+    return Model(self.modalities, apply, fuse, heads, self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+  """Kind and shape of one sample of a modality.
+
+  Attributes:
+    kind: ``vector`` ``[D]``, ``sequence`` ``[T, C]``, ``image`` ``[H, W, C]`` or
+      ``clip`` ``[T, H, W, C]``.
+    shape: Shape of one sample, without the batch axis.
+    masked: Sequences only. The last channel is 1 on valid steps and 0 on padding,
+      valid steps first. It is no feature: it is counted in ``shape`` but neither
+      scaled nor encoded, and what stands on padded steps has no influence.
+
+  Raises:
+    ValueError: For an unknown kind, a shape that does not fit it, or ``masked`` on
+      anything but a sequence.
+
+  Example:
+    >>> from mer_dg.contracts import InputSpec
+    >>> InputSpec("sequence", (62, 16), masked=True).channels
+    15
+  """
+
+  kind: str
+  shape: tuple[int, ...]
+  masked: bool = False
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(f"kind={self.kind!r} is not one of {tuple(KINDS)}.")
+    object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+    if len(self.shape) != KINDS[self.kind] or min(self.shape) < 1:
+      raise ValueError(
+        f"shape={self.shape} of a {self.kind} must have {KINDS[self.kind]} axes, "
+        "each of size >= 1 (one sample, no batch axis)."
+      )
+    if self.masked and self.kind != "sequence":
+      raise ValueError(f"masked=True needs kind='sequence', got {self.kind!r}.")
+    if self.masked and self.shape[-1] < 2:
+      raise ValueError(
+        f"shape={self.shape}: a masked sequence needs at least one channel "
+        "beside its validity channel."
+      )
+
+  @property
+  def channels(self) -> int:
+    """Number of feature channels (the validity channel is none)."""
+    return self.shape[-1] - int(self.masked)
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+  """The key for one named use; CRC-32, because ``hash`` of a str varies by process.
+
+  Example:
+    >>> from mer_dg.contracts import named_key
+    >>> a, b = (named_key(jax.random.key(0), name) for name in "ab")
+    >>> bool(a == b)
+    False
+  """
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def without(present: Mapping[str, jax.Array], m: str) -> dict[str, jax.Array]:
+  """Presence with modality ``m`` taken away everywhere.
+
+  Example:
+    >>> from mer_dg.contracts import without
+    >>> without({"a": jnp.array([True])}, "a")["a"].tolist()
+    [False]
+  """
+  return {**present, m: jax.numpy.zeros_like(present[m])}

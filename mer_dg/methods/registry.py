@@ -1,0 +1,115 @@
+"""The methods there are: ours, one line each, and what users add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mer_dg.methods.term import MethodError, Number, Spec
+
+# {term: fields}: what a config writes down.
+Recipe = Mapping[str, Mapping[str, Any]]
+
+SPECS: dict[str, Spec] = {}  # By name of the term.
+# Groups of a recipe that are no terms: fields of the config that belong to the method.
+SETTINGS = ("network", "optimizer")
+
+
+def register(spec: Spec, *, replace: bool = False) -> Spec:
+  """Adds a term and its recipes to the methods that configs may name.
+
+  Ours and a user's alike: from a config file, a notebook or a package. The same file
+  read again replaces what it registered before.
+
+  Args:
+    spec: What a method's file holds.
+    replace: Whether to replace a term or recipe of the same name from another file.
+
+  Returns:
+    ``spec``.
+
+  Raises:
+    MethodError: A name that exists, or a spec that contradicts itself; says which.
+  """
+  _check(spec)
+  known = SPECS.get(spec.name)
+  if not replace and known is not None and _origin(known) != _origin(spec):
+    raise MethodError(
+      f"the term {spec.name!r} exists already (in {_origin(known)[0]}); choose another "
+      "name, or register(..., replace=True)."
+    )
+  taken = {r: s.name for s in SPECS.values() for r in s.recipes if s.name != spec.name}
+  for recipe in spec.recipes:
+    if recipe in taken and not replace:
+      raise MethodError(
+        f"the method {recipe!r} exists already (term {taken[recipe]!r}); choose "
+        "another name, or register(..., replace=True)."
+      )
+  SPECS[spec.name] = spec
+  return spec
+
+
+def recipes() -> dict[str, dict[str, dict[str, Any]]]:
+  """All recipes with every field written out, for a config to show and to change."""
+  found: dict[str, dict[str, dict[str, Any]]] = {}
+  for spec in list(SPECS.values()):
+    for method, recipe in spec.recipes.items():
+      found[method] = {
+        group: dict(fields) if group in SETTINGS else _written_out(group, fields)
+        for group, fields in recipe.items()
+      }
+  return found
+
+
+def _written_out(term: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+  options = options_of(term, fields)
+  numbers = {k: n.default for k, n in numbers_of(term, fields, ()).items()}
+  return {**options, **numbers, **fields}
+
+
+def options_of(term: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+  """The options of a term under some fields, defaults filled in."""
+  return {k: fields.get(k, v[0]) for k, v in SPECS[term].options.items()}
+
+
+def numbers_of(term: str, fields: Mapping[str, Any], modalities) -> dict[str, Number]:
+  """The numeric hyperparameters that a term has, given its options.
+
+  Args:
+    term: A name in `SPECS`.
+    fields: Its fields in a recipe; only options are looked at.
+    modalities: Names of the modalities.
+  """
+  spec = SPECS[term]
+  declared = spec.hyperparameters
+  if not isinstance(declared, Mapping):
+    declared = declared(options_of(term, fields))
+  numbers = dict(declared)
+  if spec.per_modality_weight:
+    numbers |= {f"weight_{m}": Number(1.0, 0.0, 1e4) for m in modalities}
+  return numbers
+
+
+def _origin(spec: Spec) -> tuple[str, str]:
+  code = getattr(spec.make, "__code__", None)
+  name = getattr(spec.make, "__qualname__", repr(spec.make))
+  return (code.co_filename if code else spec.make.__module__), name
+
+
+def _check(spec: Spec) -> None:
+  words = (spec.name, *spec.recipes)
+  for word in words:
+    if not word or not word.replace("_", "").isalnum() or word in SETTINGS:
+      raise MethodError(
+        f"{word!r} names no term or method: letters, digits and '_', not {SETTINGS}."
+      )
+  both = {} if callable(spec.hyperparameters) else spec.hyperparameters
+  if shared := sorted(set(spec.options) & set(both)):
+    raise MethodError(f"term {spec.name!r}: {shared} are options and numbers.")
+  for name, number in both.items():
+    for value in (number.default, *(number.search or ())):
+      if not number.low <= value <= number.high:
+        raise MethodError(
+          f"term {spec.name!r}: {name}={value} lies outside of its own range "
+          f"[{number.low}, {number.high}]."
+        )
