@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from mer_dg.losses import masked_mean
+
 
 def check(logits: jax.Array, label: jax.Array, where: jax.Array | None) -> jax.Array:
   """Validates shapes and types, returns the mask as bool ``[n]``."""
@@ -32,8 +34,6 @@ def ratio(num: jax.Array, den: jax.Array) -> jax.Array:
   return jnp.where(den > 0, num / jnp.where(den > 0, den, 1), jnp.nan)
 
 
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """float32 mean of the kept entries of ``x``; NaN if none is kept."""
-  # where() before the sum: padding rows may hold inf or NaN.
-  total = jnp.sum(jnp.where(mask, x, 0.0).astype(jnp.float32))
-  return ratio(total, jnp.sum(mask).astype(jnp.float32))
+def mean_or_nan(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """float32 mean of the kept entries; NaN if none is kept, where a loss would be 0."""
+  return jnp.where(jnp.any(mask), masked_mean(x.astype(jnp.float32), mask), jnp.nan)

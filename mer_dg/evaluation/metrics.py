@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.evaluation import _masked
+from mer_dg.losses import cross_entropy
 
 NUM_BINS = 15  # Bins of the calibration errors.
 
@@ -50,7 +51,7 @@ def accuracy(
     0.5
   """
   mask = _masked.check(logits, label, where)
-  return _masked.masked_mean(jnp.argmax(logits, axis=-1) == label, mask)
+  return _masked.mean_or_nan(jnp.argmax(logits, axis=-1) == label, mask)
 
 
 def per_class_recall(
@@ -82,7 +83,7 @@ def balanced_accuracy(
     0.5
   """
   recall = per_class_recall(logits, label, where)
-  return _masked.masked_mean(recall, ~jnp.isnan(recall))
+  return _masked.mean_or_nan(recall, ~jnp.isnan(recall))
 
 
 def nll(
@@ -95,10 +96,7 @@ def nll(
     0.6931
   """
   mask = _masked.check(logits, label, where)
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-  return _masked.masked_mean(
-    -jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0], mask
-  )
+  return jnp.where(jnp.any(mask), cross_entropy(logits, label, where=mask), jnp.nan)
 
 
 def brier(
@@ -115,7 +113,7 @@ def brier(
   mask = _masked.check(logits, label, where)
   p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
   onehot = jax.nn.one_hot(label, logits.shape[1], dtype=jnp.float32)
-  return _masked.masked_mean(jnp.sum((p - onehot) ** 2, axis=-1), mask)
+  return _masked.mean_or_nan(jnp.sum((p - onehot) ** 2, axis=-1), mask)
 
 
 def msp(logits: jax.Array) -> jax.Array:
@@ -188,8 +186,8 @@ def reliability_metrics(
     inside = mask & (bins == b)
     count = jnp.sum(inside).astype(jnp.float32)
     out[f"reliability/{b:02d}/share"] = _masked.ratio(count, total)
-    out[f"reliability/{b:02d}/confidence"] = _masked.masked_mean(confidence, inside)
-    out[f"reliability/{b:02d}/accuracy"] = _masked.masked_mean(correct, inside)
+    out[f"reliability/{b:02d}/confidence"] = _masked.mean_or_nan(confidence, inside)
+    out[f"reliability/{b:02d}/accuracy"] = _masked.mean_or_nan(correct, inside)
   return out
 
 

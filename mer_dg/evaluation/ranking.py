@@ -45,7 +45,7 @@ def auroc(
   greater, at_least = _counts_at(score, ~positive, mask)
   num_neg = jnp.sum(mask & ~positive).astype(jnp.float32)
   won = num_neg - 0.5 * (greater + at_least)  # Negatives below, half of the ties.
-  return _masked.masked_mean(_masked.ratio(won, num_neg), mask & positive)
+  return _masked.mean_or_nan(_masked.ratio(won, num_neg), mask & positive)
 
 
 def average_precision(
@@ -64,7 +64,7 @@ def average_precision(
   mask, positive = _masked.full_mask(score.shape[0], where), positive.astype(bool)
   _, tp = _counts_at(score, positive, mask)
   _, fp = _counts_at(score, ~positive, mask)
-  return _masked.masked_mean(_masked.ratio(tp, tp + fp), mask & positive)
+  return _masked.mean_or_nan(_masked.ratio(tp, tp + fp), mask & positive)
 
 
 def _roc(score, positive, where):
@@ -143,7 +143,7 @@ def aurc(
   wrong_before, wrong_after = (c[order] for c in _counts_at(score, ~correct, mask))
   share = _masked.ratio(wrong_after - wrong_before, rows_after - rows_before)
   risk = (wrong_before + (k - rows_before) * share) / k
-  return _masked.masked_mean(risk, mask[order])
+  return _masked.mean_or_nan(risk, mask[order])
 
 
 def misclassification_metrics(
@@ -168,7 +168,7 @@ def misclassification_metrics(
   """
   mask = _masked.check(logits, label, where)
   score, correct = metrics.msp(logits), jnp.argmax(logits, axis=-1) == label
-  area, error = aurc(score, correct, mask), _masked.masked_mean(~correct, mask)
+  area, error = aurc(score, correct, mask), _masked.mean_or_nan(~correct, mask)
   ideal = error + jax.scipy.special.xlog1py(1.0 - error, -error)
   return {
     "aurc": area,
