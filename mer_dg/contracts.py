@@ -79,7 +79,8 @@ class Model(NamedTuple):
     modalities: Names, in the order of fusion.
     apply: ``(params, batch, key=None, *, train=False) -> Outputs``.
     fuse: ``(params, embeddings, present, key=None, *, train=False) -> logits [B, K]``:
-      mixed, dropped or translated embeddings, no encoder pass.
+      mixed, dropped or translated embeddings, no encoder pass. Here and in ``apply`` no
+      key means the noise of the step's own forward pass.
     heads: ``(params, embeddings) -> {m: logits [B, K]}``.
     parts: ``params -> labels``, a tree like the parameters with the name of the part
       that each leaf belongs to: ``encoder/<m>``, ``projector/<m>``, ``head/<m>``,
@@ -127,16 +128,29 @@ class Network(NamedTuple):
   widths: Mapping[str, int]
   fused_width: int
 
-  def model(self, model_state: Mapping[str, Any], rates: Mapping[str, Any]) -> Model:
-    """The network with all that is no parameter filled in."""
+  def model(
+    self,
+    model_state: Mapping[str, Any],
+    rates: Mapping[str, Any],
+    own_key: jax.Array | None = None,
+  ) -> Model:
+    """The network with all that is no parameter filled in.
+
+    Args:
+      model_state: As `init` made it.
+      rates: Rates of dropout.
+      own_key: Key of the step's own forward pass.
+    """
     of = lambda params: {"params": params, **model_state}
 
     def apply(params, batch, key=None, *, train=False):
+      key = own_key if key is None else key
       return self.apply(
         of(params), batch["inputs"], batch["present"], train=train, key=key, rates=rates
       )[0]
 
     def fuse(params, embeddings, present, key=None, *, train=False):
+      key = own_key if key is None else key
       return self.fuse(
         of(params), embeddings, present, train=train, key=key, rates=rates
       )

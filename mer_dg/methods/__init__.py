@@ -1,6 +1,20 @@
 """Methods: a page each, on one seam; which terms, with which weights and memory."""
 
-from mer_dg.methods import fused, heads, mer, mm
+from mer_dg.methods import (
+  average,
+  fused,
+  heads,
+  md,
+  mer,
+  mixup,
+  mm,
+  ogm_ge,
+  pmr,
+  rna,
+  sam,
+  simmmdg,
+  swad,
+)
 from mer_dg.methods.method import (
   Method,
   build_method,
@@ -32,8 +46,17 @@ from mer_dg.methods.term import (
 for _file in (
   fused,
   heads,
+  md,
   mer,
   mm,
+  mixup,
+  rna,
+  simmmdg,
+  ogm_ge,
+  pmr,
+  sam,
+  average,
+  swad,
 ):
   register(_file.SPEC)
 

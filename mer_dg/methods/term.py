@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import functools
 import types
 from typing import Any, NamedTuple
 
@@ -89,8 +90,9 @@ class Term(NamedTuple):
       the network's new parameters; moving averages, prototypes, scores.
     transform: ``hyper -> optax.GradientTransformationExtraArgs``, put before the
       optimiser. Its ``update`` also gets ``aux`` and ``key`` of the term, ``step``,
-      ``model``, and ``grad_fn(params, only=names)``: the gradient of these terms (none
-      named is the whole sum) at parameters ``{net, terms}``.
+      ``model``, ``gradient`` (the main one, before any transformation) and
+      ``grad_fn(params, only=names)``: the gradient of these terms (none named is the
+      whole sum) at parameters ``{net, terms}``.
     optimizer: ``(hyper, optimizer) -> optimizer``, for what has to stand around the
       optimiser instead of before it; the same arguments reach its ``update``.
     eval_params: ``(params, memory) -> params`` of the network that is evaluated; at
@@ -192,3 +194,14 @@ def scale_parts(tree: Any, model: Model, factors: Mapping[str, jax.Array]) -> An
     tree["net"],
   )
   return {**tree, "net": scaled}
+
+
+def whole_rows(batch: Batch) -> jax.Array:
+  """bool ``[B]``: rows that have every modality."""
+  return functools.reduce(jax.numpy.logical_and, batch["present"].values())
+
+
+def needs_two(task: Task, method: str) -> None:
+  """Raises a ValueError for a task with one modality."""
+  if len(task.modalities) < 2:
+    raise ValueError(f"{method} needs two modalities, not {task.modalities} alone.")

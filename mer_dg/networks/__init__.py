@@ -3,6 +3,7 @@
 from mer_dg.networks.branches import place_weights
 from mer_dg.networks.convolution import convolve
 from mer_dg.networks.fusion import FUSIONS
+from mer_dg.networks.mlp import init_mlp, mlp
 from mer_dg.networks.network import ENCODERS, count_parameters, describe, make_network
 from mer_dg.networks.pretrained import BACKBONES, Backbone, load_weights, make_backbone
 
@@ -14,8 +15,10 @@ __all__ = (
   "convolve",
   "count_parameters",
   "describe",
+  "init_mlp",
   "load_weights",
   "make_backbone",
   "make_network",
+  "mlp",
   "place_weights",
 )

@@ -40,7 +40,7 @@ def make_train_step(
   def train_step(state: TrainState, batch, key):
     net_key, method_key = jax.random.split(key)
     rates = state.hyper["network"]
-    model = network.model(state.model_state, rates)
+    model = network.model(state.model_state, rates, net_key)
     moment = Moment(state.hyper["method"], state.step, method_key, model)
 
     def objective(params, only=()):
@@ -55,14 +55,15 @@ def make_train_step(
     def grad_fn(params, only=()):
       return jax.grad(objective, has_aux=True)(params, tuple(only))[0]
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
-    (loss, (found, moved)), grads = gradient(state.params)
+    whole = jax.value_and_grad(objective, has_aux=True)
+    (loss, (found, moved)), grads = whole(state.params)
     optimizer = whole_optimizer(
       method, state.hyper, schedule=schedule, total_steps=total_steps
     )
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params,
-      grad_fn=grad_fn, found=found, step_key=method_key, step=state.step, model=model,
+      gradient=grads, grad_fn=grad_fn, found=found, step_key=method_key,
+      step=state.step, model=model,
     )  # fmt: skip
     params = optax.apply_updates(state.params, updates)
     new_state = state.replace(
