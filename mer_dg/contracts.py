@@ -229,3 +229,56 @@ def without(present: Mapping[str, jax.Array], m: str) -> dict[str, jax.Array]:
     [False]
   """
   return {**present, m: jax.numpy.zeros_like(present[m])}
+
+
+class Registry(dict[str, Any]):
+  """What a config may name, ours and a user's alike: ``{name: thing}``.
+
+  Args:
+    what: The kind of thing, for messages.
+
+  Example:
+    >>> from mer_dg.contracts import Registry
+    >>> encoders = Registry("encoder")
+    >>> encoders.add("mine", len)
+    >>> encoders.add("mine", max)
+    Traceback (most recent call last):
+    ...
+    ValueError: the encoder 'mine' exists already (in builtins); choose ...
+  """
+
+  def __init__(self, what: str):
+    super().__init__()
+    self._what = what
+    self._origins: dict[str, tuple[str, str]] = {}
+
+  def add(
+    self, name: str, thing: Any, *, maker: Any = None, replace: bool = False
+  ) -> None:
+    """Adds a thing; the same file read again replaces what it added before.
+
+    Args:
+      name: Its name: letters, digits and ``_``.
+      thing: What is found under the name.
+      maker: The function whose file and name tell where it comes from; the thing itself
+        by default.
+      replace: Whether it may replace one of another file.
+
+    Raises:
+      ValueError: For no such name, or one that exists.
+    """
+    if not isinstance(name, str) or not name.replace("_", "").isalnum():
+      raise ValueError(f"{name!r} names no {self._what}: letters, digits and '_'.")
+    origin = _origin(thing if maker is None else maker)
+    if name in self and self._origins[name] != origin and not replace:
+      raise ValueError(
+        f"the {self._what} {name!r} exists already (in {self._origins[name][0]}); "
+        "choose another name, or register it with replace=True."
+      )
+    self[name], self._origins[name] = thing, origin
+
+
+def _origin(maker: Any) -> tuple[str, str]:
+  code = getattr(maker, "__code__", None)
+  file = code.co_filename if code else getattr(maker, "__module__", "?")
+  return file, getattr(maker, "__qualname__", repr(maker))

@@ -18,6 +18,7 @@ from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
 from mer_dg.data.dataset import DataError, Dataset, infer_kind, make_dataset
 from mer_dg.data.logmel import framed_waveform, log_mel
 from mer_dg.data.npz import from_arrays, load_npz, save_npz
+from mer_dg.data.registry import register_dataset
 from mer_dg.data.sampling import Pool, draw_batch, make_pool, shuffled
 from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
 
@@ -46,6 +47,7 @@ __all__ = [
   "make_dataset",
   "make_pool",
   "put",
+  "register_dataset",
   "sample_batch",
   "save_npz",
   "shuffled",

@@ -18,6 +18,7 @@ from mer_dg.data.av_digits import load_av_digits
 from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
 from mer_dg.data.dataset import Dataset
 from mer_dg.data.npz import load_npz
+from mer_dg.data.registry import REGISTERED
 from mer_dg.data.sampling import Pool, make_pool
 from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
 from mer_dg.data.video_dataset import VIDEO_SETS, VideoDataset, load_video
@@ -48,7 +49,9 @@ HEADLINE = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
 def load_dataset(data: Mapping[str, Any]) -> Dataset:
   """The dataset of ``config.data``, restricted to the chosen modalities."""
-  if data["name"] == "npz":
+  if data["name"] in REGISTERED:
+    dataset = REGISTERED[data["name"]](data)
+  elif data["name"] == "npz":
     if not data["path"]:
       raise ConfigError(
         "config.data.path='' must name a .npz file: --config.data.path=FILE."

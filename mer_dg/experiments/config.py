@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import math
 from typing import Any
 
+from mer_dg.data import registry as datasets
 from mer_dg.data.av_digits import AUDIO
 from mer_dg.data.cooccurrence import TARGET_PAIRINGS
 from mer_dg.data.dataset import TARGET_ROWS
@@ -18,7 +19,7 @@ from mer_dg.methods import (
   merge_recipes,
   numbers_of,
 )
-from mer_dg.networks import ENCODERS, FUSIONS
+from mer_dg.networks import ENCODERS, FUSIONS, encoders
 from mer_dg.networks.pretrained import BN_MODES, LAYER4_INITS
 from mer_dg.networks.pretrained.backbone import TRAINABLE
 from mer_dg.protocol import PROTOCOLS, SOURCE_RULES
@@ -75,6 +76,11 @@ def _each(check: Check, *, least: int = 0, unique: bool = True) -> Check:
   return check_all
 
 
+def _named(known: Callable[[], tuple[str, ...]]) -> Check:
+  """One of names that a user's file may add to."""
+  return lambda v: "" if v in known() else f"one of {known()}"
+
+
 _TEXT: Check = lambda v: "" if isinstance(v, str) else "a string"
 _NAMES = _each(_TEXT)
 _BOOL: Check = lambda v: "" if isinstance(v, bool) else "True or False"
@@ -111,7 +117,7 @@ SCHEMA: dict[str, Any] = {
   "eval_every": _integer(1),
   "wave": _integer(0),
   "data": {
-    "name": _one_of(*DATASETS),
+    "name": _named(lambda: (*DATASETS, *datasets.REGISTERED)),
     "path": _TEXT,
     "modalities": _NAMES,
     "val_fraction": _number(0.0, 0.9, open_low=True),
@@ -136,8 +142,8 @@ SCHEMA: dict[str, Any] = {
     },
   },
   "network": {
-    "encoder": _one_of(
-      "auto", *(e for e in ENCODERS if e != "auto"), video_config.ENCODER
+    "encoder": _named(
+      lambda: (*dict.fromkeys(ENCODERS), *encoders.REGISTERED, video_config.ENCODER)
     ),
     "fusion": _one_of(*FUSIONS),
     "embedding_dim": _integer(1),

@@ -20,7 +20,6 @@ from mer_dg.methods.method import (
   build_method,
   check_number,
   check_recipe,
-  logged,
   merge_recipes,
 )
 from mer_dg.methods.registry import (
@@ -74,7 +73,6 @@ __all__ = [
   "build_method",
   "check_number",
   "check_recipe",
-  "logged",
   "merge_recipes",
   "numbers_of",
   "options_of",

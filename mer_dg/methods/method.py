@@ -106,6 +106,16 @@ class Method:
         total += moment.hyper[name].get("weight", 1.0) * value
     return total, found
 
+  def logged(self, found: Mapping[str, tuple[jax.Array, dict]]) -> dict[str, jax.Array]:
+    """What is logged of a step: ``loss/<term>`` before weighting, scalars of aux."""
+    metrics = {}
+    for name, (value, aux) in found.items():
+      if "weight" in self.hyper[name]:
+        metrics[f"loss/{name}"] = value
+      scalar = lambda v: isinstance(v, jax.Array) and v.shape == ()
+      metrics |= {k: v for k, v in aux.items() if scalar(v)}
+    return metrics
+
   def optimizer(self, hyper, base: optax.GradientTransformation) -> Transformation:
     """``base`` with what the terms put around and before it, in their order."""
     whole = optax.with_extra_args_support(base)
@@ -166,16 +176,6 @@ def _context(name: str, params, memory, moment: Moment) -> Context:
     key=named_key(moment.key, name),
     model=moment.model,
   )
-
-
-def logged(found: Mapping[str, tuple[jax.Array, dict]]) -> dict[str, jax.Array]:
-  """What is logged of a step: ``loss/<term>`` before weighting, and scalars of aux."""
-  metrics = {}
-  for name, (value, aux) in found.items():
-    metrics[f"loss/{name}"] = value
-    scalar = lambda v: isinstance(v, jax.Array) and v.shape == ()
-    metrics |= {k: v for k, v in aux.items() if scalar(v)}
-  return metrics
 
 
 def build_method(name: str, recipe: Recipe, task: Task) -> Method:

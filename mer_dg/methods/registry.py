@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mer_dg.contracts import Registry
 from mer_dg.methods.term import MethodError, Number, Spec
 
 # {term: fields}: what a config writes down.
 Recipe = Mapping[str, Mapping[str, Any]]
 
-SPECS: dict[str, Spec] = {}  # By name of the term.
+SPECS = Registry("term")  # `Spec` by the name of its term.
 # Groups of a recipe that are no terms: fields of the config that belong to the method.
 SETTINGS = ("network", "optimizer")
 
@@ -32,20 +33,17 @@ def register(spec: Spec, *, replace: bool = False) -> Spec:
     MethodError: A name that exists, or a spec that contradicts itself; says which.
   """
   _check(spec)
-  known = SPECS.get(spec.name)
-  if not replace and known is not None and _origin(known) != _origin(spec):
-    raise MethodError(
-      f"the term {spec.name!r} exists already (in {_origin(known)[0]}); choose another "
-      "name, or register(..., replace=True)."
-    )
   taken = {r: s.name for s in SPECS.values() for r in s.recipes if s.name != spec.name}
   for recipe in spec.recipes:
     if recipe in taken and not replace:
       raise MethodError(
         f"the method {recipe!r} exists already (term {taken[recipe]!r}); choose "
-        "another name, or register(..., replace=True)."
+        "another name, or register it with replace=True."
       )
-  SPECS[spec.name] = spec
+  try:
+    SPECS.add(spec.name, spec, maker=spec.make, replace=replace)
+  except ValueError as error:
+    raise MethodError(str(error)) from error
   return spec
 
 
@@ -90,18 +88,11 @@ def numbers_of(term: str, fields: Mapping[str, Any], modalities) -> dict[str, Nu
   return numbers
 
 
-def _origin(spec: Spec) -> tuple[str, str]:
-  code = getattr(spec.make, "__code__", None)
-  name = getattr(spec.make, "__qualname__", repr(spec.make))
-  return (code.co_filename if code else spec.make.__module__), name
-
-
 def _check(spec: Spec) -> None:
-  words = (spec.name, *spec.recipes)
-  for word in words:
-    if not word or not word.replace("_", "").isalnum() or word in SETTINGS:
+  for name in (spec.name, *spec.recipes):
+    if not name.replace("_", "").isalnum() or name in SETTINGS:
       raise MethodError(
-        f"{word!r} names no term or method: letters, digits and '_', not {SETTINGS}."
+        f"{name!r} names no term or method: letters, digits and '_', not {SETTINGS}."
       )
   both = {} if callable(spec.hyperparameters) else spec.hyperparameters
   if shared := sorted(set(spec.options) & set(both)):

@@ -2,6 +2,7 @@
 
 from mer_dg.networks.branches import place_weights
 from mer_dg.networks.convolution import convolve
+from mer_dg.networks.encoders import REGISTERED, register_encoder
 from mer_dg.networks.fusion import FUSIONS
 from mer_dg.networks.mlp import init_mlp, mlp
 from mer_dg.networks.network import ENCODERS, count_parameters, describe, make_network
@@ -11,6 +12,7 @@ __all__ = (
   "BACKBONES",
   "ENCODERS",
   "FUSIONS",
+  "REGISTERED",
   "Backbone",
   "convolve",
   "count_parameters",
@@ -21,4 +23,5 @@ __all__ = (
   "make_network",
   "mlp",
   "place_weights",
+  "register_encoder",
 )

@@ -10,17 +10,21 @@ then ranges over R^D, where differential entropy means something: after a ReLU p
 it lies on faces of measure zero (entropy -inf), and a norm would tie it to a sphere.
 """
 
+from collections.abc import Callable, Sequence
 import math
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mer_dg.contracts import InputSpec
+from mer_dg.contracts import KINDS, InputSpec, Registry
 from mer_dg.networks import convolution
 from mer_dg.networks.initialization import dense
 
 ENCODERS = ("auto", "mlp", "linear", "conv")
+# What users add: `PureEncoder` by name.
+REGISTERED = Registry("encoder")
 
 # Longest grid side that is flattened; longer sides are halved by strides before.
 _GRID = 4
@@ -34,7 +38,70 @@ _MAX_STEPS = 256
 # the gradient at zero variance finite.
 _VARIANCE_FLOOR = 1e-5
 
-_he_uniform = nn.initializers.he_normal()
+
+class PureEncoder(NamedTuple):
+  """An encoder as two pure functions; see `register_encoder`."""
+
+  init: Callable[..., Any]
+  apply: Callable[..., jax.Array]
+  kinds: tuple[str, ...]
+
+
+def register_encoder(
+  name: str,
+  init: Callable[..., Any],
+  apply: Callable[..., jax.Array],
+  *,
+  kinds: Sequence[str] = tuple(KINDS),
+  replace: bool = False,
+) -> None:
+  """Adds an encoder that ``config.network.encoder`` may name.
+
+  Args:
+    name: Its name.
+    init: ``(key, spec, embedding_dim, hidden_dim) -> params``, a pytree of float32.
+    apply: ``(params, x [B, *shape], mask [B, T] or None) -> [B, embedding_dim]``, pure;
+      ``x`` is scaled and has no validity channel, ``mask`` tells valid steps of a
+      padded sequence.
+    kinds: Kinds of modality that it encodes.
+    replace: Whether it may replace one that another file registered.
+
+  Raises:
+    ValueError: For a name that exists, or an unknown kind.
+
+  Example:
+    >>> init = lambda key, spec, d, h: jax.random.normal(key, (spec.channels, d))
+    >>> register_encoder("mean_linear", init, lambda w, x, mask: x.mean(axis=1) @ w,
+    ...                  kinds=("sequence",), replace=True)
+  """
+  if unknown := [kind for kind in kinds if kind not in KINDS]:
+    raise ValueError(f"kinds {unknown} are not among {tuple(KINDS)}.")
+  if name in ENCODERS:
+    raise ValueError(f"the encoder {name!r} exists already; choose another name.")
+  encoder = PureEncoder(init, apply, tuple(kinds))
+  REGISTERED.add(name, encoder, maker=init, replace=replace)
+
+
+class _Registered(NamedTuple):
+  """A `PureEncoder` that looks like a module."""
+
+  encoder: PureEncoder
+  spec: InputSpec
+  embedding_dim: int
+  hidden_dim: int
+
+  def init(self, key, x):
+    del x
+    own = self.encoder.init(key, self.spec, self.embedding_dim, self.hidden_dim)
+    return {"params": own}
+
+  def apply(self, variables, x, mask=None):
+    z = self.encoder.apply(variables["params"], x, mask)
+    if z.shape != (x.shape[0], self.embedding_dim):
+      raise ValueError(
+        f"a registered encoder gave {z.shape}, not {(x.shape[0], self.embedding_dim)}."
+      )
+    return z
 
 
 def make_encoder(
@@ -44,12 +111,12 @@ def make_encoder(
   embedding_dim: int,
   hidden_dim: int,
   dtype: str = "float32",
-) -> nn.Module:
+) -> Any:
   """The encoder module called ``name`` for inputs like ``spec``.
 
   Args:
     name: ``auto`` (vector: ``mlp``, all else: ``conv``), ``mlp`` (flatten, one hidden
-      layer), ``linear`` (flatten), ``conv``.
+      layer), ``linear`` (flatten), ``conv``, or one of `register_encoder`.
     spec: Kind and shape of the input.
     embedding_dim: Width D of the embedding.
     hidden_dim: Width of the hidden layer; convolutions have up to half as many
@@ -61,15 +128,20 @@ def make_encoder(
     has no validity channel.
 
   Raises:
-    ValueError: For an unknown name, or ``conv`` on a vector.
+    ValueError: For an unknown name, or one that does not encode this kind.
 
   Example:
     >>> spec = InputSpec("image", (16, 16, 1))
     >>> type(make_encoder("auto", spec, embedding_dim=8, hidden_dim=16)).__name__
     'GridEncoder'
   """
+  if name in REGISTERED:
+    own: PureEncoder = REGISTERED[name]
+    if spec.kind not in own.kinds:
+      raise ValueError(f"encoder={name!r} encodes {own.kinds}, got a {spec.kind}.")
+    return _Registered(own, spec, embedding_dim, hidden_dim)
   if name not in ENCODERS:
-    raise ValueError(f"encoder={name!r} is not one of {ENCODERS}.")
+    raise ValueError(f"encoder={name!r} is not one of {(*ENCODERS, *REGISTERED)}.")
   if name == "conv" and spec.kind == "vector":
     raise ValueError("encoder='conv' needs a sequence, image or clip, got a vector.")
   if name == "auto":

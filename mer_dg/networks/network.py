@@ -176,7 +176,9 @@ def make_network(
       if m in backbones:
         add_backbone(variables, m, backbones[m], named_key(key, f"backbone_{m}"))
       else:
-        branch[f"encoder_{m}"] = encoder_modules[m].init(key, x)["params"]
+        # Ours take no noise here, see above; a registered one may.
+        own = named_key(key, f"registered_{m}")
+        branch[f"encoder_{m}"] = encoder_modules[m].init(own, x)["params"]
       params |= initialization.draw(named_key(key, f"encoder_{m}"), branch)
       scaling[m] = {
         "center": jnp.zeros(spec.channels),

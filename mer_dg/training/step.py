@@ -15,7 +15,7 @@ import optax
 
 from mer_dg.data.arrays import Arrays, gather_batch, sample_batch
 from mer_dg.data.sampling import Pool
-from mer_dg.methods import Method, Moment, logged
+from mer_dg.methods import Method, Moment
 from mer_dg.training.state import TrainState, run_keys, whole_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -73,7 +73,11 @@ def make_train_step(
       opt_state=opt_state,
       memory=method.update(state.memory, found, params, moment),
     )
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **logged(found)}
+    metrics = {
+      "loss": loss,
+      "grad_norm": optax.tree.norm(grads),
+      **method.logged(found),
+    }
     return new_state, metrics
 
   return train_step
