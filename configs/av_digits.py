@@ -26,7 +26,6 @@ def get_config(target: str = ""):
   c.data.audio = "logmel_resampled"
   c.network.encoder = "mlp"
   c.network.hidden_dim = 256
-  c.methods = ("erm", "heads", "mer_kde", "mer_logdet")
   c.total_steps = 300
   c.eval_every = 100
   return c

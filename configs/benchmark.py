@@ -1,4 +1,4 @@
-r"""The whole benchmark: four sets, six methods, protocols and subsets of modalities.
+r"""The whole benchmark: four sets, nine methods, protocols and subsets of modalities.
 
   python main.py --mode=benchmark --config=configs/benchmark.py
   python main.py --mode=benchmark --config=configs/benchmark.py:single_source,in_domain
@@ -13,7 +13,7 @@ of each set are those of its own config. The folder of the real sets is MER_DG_D
 Reports made with it, with time and device: docs/results.md.
 """
 
-from configs import mm_study
+from configs import common, mm_study
 
 PROTOCOLS = ("leave_one_domain_out", "single_source", "in_domain")
 # What the config of a set says beside the defaults.
@@ -28,7 +28,7 @@ def get_config(chosen: str = ""):
   sets = [word for word in words if word in mm_study.SETS] or mm_study.SETS
   each = {name: mm_study.get_config(f"{name},concat") for name in sets}
   c = mm_study.get_config(f"{sets[0]},concat")
-  c.methods = ("erm", "heads", "mer_kde", "mer_logdet", "mm", "mer_kde+mm")
+  c.methods = (*common.BASELINES, "mer_kde", "mer_logdet", "mm", "mer_kde+mm")
   c.metric = "balanced_accuracy"
   c.benchmark.datasets = {
     name: {group: own[group] for group in GROUPS} for name, own in each.items()

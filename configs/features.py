@@ -18,7 +18,6 @@ def get_config(target: str = ""):
   c.target = target
   c.data.name = "npz"
   c.metric = "balanced_accuracy"
-  c.methods = ("erm", "heads", "mer_kde", "mer_logdet")
   c.total_steps = 300
   c.eval_every = 100
   return c

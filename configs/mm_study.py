@@ -5,7 +5,7 @@ r"""Does modality-mix learning help, alone and with MER, and under which fusion?
   python main.py --config=configs/mm_study.py:av_digits,concat,search
 
 The argument is SET,FUSION, and ",search" tries every method with its default and three
-random settings, judged on source validation, before the table. ERM, unimodal heads, MM
+random settings, judged on source validation, before the table. The free baselines, MM
 (ramp and alternate), MER and MER + MM on every held-out domain with five paired seeds;
 without the search all with the defaults of configs/common.py. The diagnosis re-probes
 every encoder. `cooccurrence` has a strong and a weak modality here. The folder of the
@@ -15,7 +15,7 @@ Results: docs/results.md; tables over fusions: python benchmarks/mm_study.py.
 
 import os
 
-from configs import av_digits, cooccurrence, features
+from configs import av_digits, common, cooccurrence, features
 
 SETS = ("cooccurrence", "av_digits", "gesture_phase", "dsads")
 FUSIONS = ("concat", "gated", "late")
@@ -56,7 +56,7 @@ def get_config(name: str = "av_digits,concat"):
     folder = os.environ.get("MER_DG_DATA", "../shared/data")
     c.data.path = os.path.join(folder, f"{dataset}.npz")
   c.network.fusion = fusion
-  c.methods = ("erm", "heads", "mm", "mm_alternate", "mer_kde", "mer_kde+mm")
+  c.methods = (*common.BASELINES, "mm", "mm_alternate", "mer_kde", "mer_kde+mm")
   if search:
     c.search.trials = 3
     c.search.space = space()

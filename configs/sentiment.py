@@ -23,7 +23,6 @@ def get_config(target: str = ""):
   c = common.get_config()
   c.target = target
   c.network.encoder = "sentiment_transformer"
-  c.methods = ("erm", "heads", "mer_kde", "mer_logdet")
   c.batch_size = 24  # 12 from each of two sources.
   c.total_steps = 1_750  # 15 epochs of MOSI are 1605 steps, of CH-SIMS 1710.
   c.eval_every = 250

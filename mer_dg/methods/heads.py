@@ -1,6 +1,8 @@
 """Unimodal heads, `heads`: the sum over modalities of their cross-entropies.
 
-A strong free baseline: every encoder has to know the class by itself.
+A strong free baseline: every encoder has to know the class by itself. `late` is
+decision fusion of such heads: mean log-probabilities instead of a classifier behind all
+embeddings.
 """
 
 from mer_dg.losses import cross_entropy
@@ -27,5 +29,8 @@ SPEC = Spec(
   "unimodal",
   make,
   {"weight": Number(0.5, 0.0, 1e4, search=(0.1, 1.0))},
-  recipes={"heads": {"unimodal": {}}},
+  recipes={
+    "heads": {"unimodal": {}},
+    "late": {"unimodal": {}, "network": {"fusion": "late"}},
+  },
 )

@@ -63,7 +63,7 @@ def measure(recipe: dict) -> dict[str, list[float]]:
   """Loss and gradient norm of each step, and two checksums of the parameters."""
   network = make_network(
     SPECS, num_classes=CLASSES, embedding_dim=8, hidden_dim=16, classifier_dim=16,
-    projector_dim=16, projection_dim=8,
+    projector_dim=16, projection_dim=8, **recipe.get("network", {}),
   )  # fmt: skip
   task = Task(
     tuple(SPECS), CLASSES, DOMAINS, num_samples=ROWS, total_steps=STEPS,
