@@ -55,24 +55,31 @@ def test_supervised_contrastive(rng, views):
   close(plain, -total / len(anchors))
 
 
+def mean_shift_by_loops(first, second, neighbours):
+  size, joined = len(next(iter(first.values()))), []
+  for m in first:
+    e = np.concatenate([first[m], second[m]])
+    angle = unit(e) @ unit(e).T
+    shifted = []
+    for i in range(2 * size):
+      others = sorted(
+        (j for j in range(2 * size) if j != i), key=lambda j: -angle[i, j]
+      )
+      shifted.append(unit(0.5 * e[i] + 0.5 * np.mean(e[others[:neighbours]], axis=0)))
+    joined.append(np.array(shifted))
+  joined = unit(np.concatenate(joined, axis=1))
+  u, v = joined[:size], joined[size:]
+  return np.mean(
+    [log_sum_exp(u[i] @ v.T / 0.25) - u[i] @ v[i] / 0.25 for i in range(size)]
+  )
+
+
 @pytest.mark.parametrize("neighbours", [1, 3, 8, 50])
 def test_mean_shift_contrastive(rng, neighbours):
   first = {m: unit(rng.normal(size=(6, d))) for m, d in (("a", 5), ("b", 3))}
   second = {m: unit(rng.normal(size=z.shape)) for m, z in first.items()}
-  joined = []
-  for m in first:
-    e = np.concatenate([first[m], second[m]])
-    shifted = []
-    for i in range(12):
-      others = sorted((j for j in range(12) if j != i), key=lambda j: -(e[i] @ e[j]))
-      shifted.append(unit(0.5 * e[i] + 0.5 * np.mean(e[others[:neighbours]], axis=0)))
-    joined.append(np.array(shifted))
-  joined = unit(np.concatenate(joined, axis=1))
-  u, v = joined[:6], joined[6:]
-  rows = [log_sum_exp(u[i] @ v.T / 0.25) - u[i] @ v[i] / 0.25 for i in range(6)]
-  close(
-    losses.mean_shift_contrastive(first, second, neighbours=neighbours), np.mean(rows)
-  )
+  actual = ours.mean_shift_contrastive(first, second, neighbours=neighbours)
+  close(actual, mean_shift_by_loops(first, second, neighbours))
 
 
 def test_a_row_is_not_its_own_neighbour_even_among_duplicates():
@@ -138,11 +145,31 @@ def test_translation_distance_and_the_gradient_of_its_target(rng):
   )
   close(ours.translation_distance(t, z), expected)
   only = {("v", "a"): t["v", "a"]}
-  grad = jax.grad(lambda z: losses.translation_distance(only, z))(
-    jax.tree.map(jnp.asarray, z)
-  )
+  grad = jax.jit(jax.grad(lambda z: losses.translation_distance(only, z)))(z)
   assert np.abs(grad["a"]).max() > 0.01  # Not detached,
   np.testing.assert_array_equal(grad["v"], 0.0)  # and the source is no target.
+
+
+def test_neighbours_are_nearest_by_angle_not_by_length(rng):
+  # Row 1 points where row 0 does; row 2 is long, and far away in angle.
+  z = np.array([[1.0, 0.0], [0.9, 0.1], [3.0, 9.0]])
+  close(
+    ours.mean_shift_contrastive({"a": z}, {"a": z[::-1]}, neighbours=2),
+    mean_shift_by_loops({"a": z}, {"a": z[::-1]}, 2),
+  )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_directions_do_not_depend_on_scale_even_where_squares_leave_float32(rng, scale):
+  z = {m: rng.normal(size=(3, 4)).astype(np.float32) for m in ("a", "v")}
+  pair = {("v", "a"): rng.normal(size=(3, 4)).astype(np.float32)}
+  run = jax.jit(jax.value_and_grad(losses.translation_distance))
+  value, grad = run(pair, z)
+  scaled, scaled_grad = run({k: np.float32(scale) * x for k, x in pair.items()}, z)
+  np.testing.assert_allclose(scaled, value, rtol=1e-6)
+  np.testing.assert_allclose(
+    np.float32(scale) * scaled_grad["v", "a"], grad["v", "a"], rtol=1e-4, atol=1e-7
+  )
 
 
 def split(z, domain, num_domains):
@@ -180,9 +207,12 @@ def test_equal_domains_have_no_distance_and_an_absent_one_no_say(rng, name):
   x, y = rng.normal(size=(2, 4, 3))
   twice = np.concatenate([x, x])
   domain = np.repeat([0, 1], 4)
-  np.testing.assert_allclose(fn(twice, domain, num_domains=2), 0.0, atol=1e-14)
+  np.testing.assert_allclose(fn(twice, domain, num_domains=2), 0.0, atol=1e-11)
   z = np.concatenate([x, y])
   close(fn(z, 2 * domain, num_domains=4), fn(z, domain, num_domains=2))
+  foreign = np.concatenate([z, 9 * x])  # Of domains that are not among the sources.
+  outside = np.concatenate([domain, [-1, 2, 3, 99]])
+  close(fn(foreign, outside, num_domains=2), fn(z, domain, num_domains=2))
 
 
 def test_coral_needs_two_rows_of_a_domain_and_mmd_one(rng):
@@ -230,6 +260,13 @@ def test_miro(rng):
   close(ours.miro(images, images0, 0.0, variance), expected)
 
 
+def test_miro_makes_no_nan_on_the_way():
+  # Whoever debugs with jax_debug_nans must not be stopped by rows that do not count.
+  z = jnp.zeros((2, 3))
+  with jax.debug_nans(True):
+    assert losses.miro(z, z, z, jnp.ones(3), where=jnp.array([True, False])) == 0.0
+
+
 def test_entropy_weights_per_sample_and_through_the_entropy(rng):
   logits = {m: 2 * rng.normal(size=(5, 3)) for m in ("v", "a", "fused")}
   p = {m: np.exp(x) / np.exp(x).sum(1, keepdims=True) for m, x in logits.items()}
@@ -237,8 +274,8 @@ def test_entropy_weights_per_sample_and_through_the_entropy(rng):
   w = np.exp(-h / 0.7)
   close(losses.entropy_weights(logits, temperature=0.7), w / w.sum(1, keepdims=True))
   impossible = {"a": np.array([[0.0, -np.inf]]), "v": np.array([[0.0, 0.0]])}
-  weights, grad = jax.value_and_grad(
-    lambda x: losses.entropy_weights(x, temperature=1.0)[0, 0]
+  weights, grad = jax.jit(
+    jax.value_and_grad(lambda x: losses.entropy_weights(x, temperature=1.0)[0, 0])
   )(jax.tree.map(jnp.asarray, impossible))
   close(weights, 2 / 3)  # exp(0) against exp(-log 2)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grad))
