@@ -1,6 +1,6 @@
 """Who trains and who tests, records, selection, statistics; pure, and without jax."""
 
-from mer_dg.protocol.files import write_atomic
+from mer_dg.protocol.files import file_name, write_atomic
 from mer_dg.protocol.folds import PROTOCOLS, Assignment, assignments, name_pairs
 from mer_dg.protocol.leave_one_out import (
   Choice,
@@ -62,6 +62,7 @@ __all__ = [
   "check_comparable",
   "cliques",
   "collect_scores",
+  "file_name",
   "git_revision",
   "group_by",
   "hierarchical_interval",

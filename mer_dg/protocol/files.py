@@ -1,9 +1,52 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and safe names for them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
+import re
+
+# Names of devices, which Windows gives no file, whatever follows the first dot.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")
+LONGEST_FILE_NAME = 100
+
+
+def file_name(name: str) -> str:
+  """A file name for a modality, class, domain or method, whatever it is called.
+
+  Lower-case letters, digits and ``_ + = , -`` stay, and dots inside; ``X`` becomes
+  ``@x``, everything else ``%`` and the hexadecimal bytes of its UTF-8. So distinct
+  names have distinct file names, also where case or Unicode normalisation do not
+  count, and none has a separator, a control character, a leading dot or the name of a
+  device. What would exceed `LONGEST_FILE_NAME` is cut and ends with ``~`` and a hash.
+
+  Example:
+    >>> [file_name(name) for name in ("acc", "D1", "watching tv", "mer_kde+mm", "../x")]
+    ['acc', '@d1', 'watching%20tv', 'mer_kde+mm', '%2e.%2fx']
+    >>> len(file_name("x" * 1000))
+    93
+  """
+  safe = re.sub(r"[^a-z0-9_+=,.-]", _escape, name)
+  if not safe:
+    return "%"
+  if safe[0] in ".-" or _DEVICES.match(safe):  # A leading "-" would be an option.
+    safe = _hex(safe[0]) + safe[1:]
+  if safe[-1] == ".":  # Windows drops it.
+    safe = safe[:-1] + _hex(".")
+  if len(safe) <= LONGEST_FILE_NAME:
+    return safe
+  digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+  return f"{safe[:60]}~{digest[:32]}"
+
+
+def _escape(match: re.Match[str]) -> str:
+  character = match[0]
+  return f"@{character.lower()}" if "A" <= character <= "Z" else _hex(character)
+
+
+def _hex(character: str) -> str:
+  return "".join(f"%{b:02x}" for b in character.encode("utf-8", "surrogatepass"))
 
 
 def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
