@@ -21,6 +21,7 @@ from mer_dg.data.npz import from_arrays, load_npz, save_npz
 from mer_dg.data.registry import register_dataset
 from mer_dg.data.sampling import Pool, draw_batch, make_pool, shuffled
 from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
+from mer_dg.data.suspicions import suspicions
 
 __all__ = [
   "Arrays",
@@ -51,5 +52,6 @@ __all__ = [
   "sample_batch",
   "save_npz",
   "shuffled",
+  "suspicions",
   "to_arrays",
 ]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
+from mer_dg.data.archive import read_arrays
 from mer_dg.data.dataset import DataError, Dataset, make_dataset
 from mer_dg.data.logmel import framed_waveform, log_mel, resample_time
 
@@ -118,11 +117,7 @@ def load_av_digits(
 def _arrays(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise DataError(f"{path}: no such file. {_HOW_TO_GET}")
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      return {key: archive[key] for key in keys}
-  except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as e:
-    raise DataError(f"{path}: cannot be read ({e}).") from e
+  return read_arrays(path, keys)
 
 
 def _pairs(path: pathlib.Path, spoken: np.ndarray, written: np.ndarray):

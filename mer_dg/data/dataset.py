@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
@@ -46,6 +47,7 @@ class Dataset:
     version: Hash of the content, written into every record.
     target_rows: Which rows test a held-out domain where there is a ``split``: "test",
       its test rows (all, if it has none), or "all".
+    notes: One line each on what the reader of the file left unread.
   """
 
   name: str
@@ -62,9 +64,17 @@ class Dataset:
   index: np.ndarray
   version: str
   target_rows: str = "test"
+  notes: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.label)
+
+  @functools.cached_property
+  def warnings(self) -> list[str]:
+    """What is odd about the set; see `mer_dg.data.suspicions`."""
+    from mer_dg.data.suspicions import suspicions  # It knows this module.
+
+    return suspicions(self)
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -193,6 +203,8 @@ def make_dataset(
     m: _check_lengths(name, m, np.asarray(v), arrays[m], kinds[m], present[m])
     for m, v in (lengths or {}).items()
   }
+  if n and not any(flags.any() for flags in present.values()):
+    raise DataError(f"{name}: every modality is missing in every row.")
   for m, a in arrays.items():
     _check_finite(name, m, a, present[m], lengths.get(m))
   for m in [m for m in lengths if kinds[m] == "clip"]:

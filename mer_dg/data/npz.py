@@ -7,17 +7,20 @@ one array ``[N, ...]`` per modality under its name, ``label [N]`` and
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
+import difflib
 import os
 import pathlib
 import re
 from typing import Any
+import unicodedata
 import zipfile
-import zlib
 
 import numpy as np
 
+from mer_dg.data.archive import Archive, few, reason
 from mer_dg.data.dataset import KINDS, SPLITS, DataError, Dataset, make_dataset
 
 # Keys with a meaning of their own; no modality may be called so.
@@ -34,6 +37,13 @@ RESERVED = (
 )
 # Endings of the keys that belong to a modality.
 SUFFIXES = ("len", "present", "kind")
+# What our own tools note in a file, for people.
+NOTES = ("preparation", "made_from")
+
+LONGEST_NAME = 200
+# Separators of paths; control characters, marks that turn the direction of writing,
+# line separators, lone surrogates.
+_UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def load_npz(path: str | os.PathLike, *, modalities: Sequence[str] = ()) -> Dataset:
@@ -62,8 +72,9 @@ def load_npz(path: str | os.PathLike, *, modalities: Sequence[str] = ()) -> Data
     The dataset, named after the file.
 
   Raises:
-    DataError: The file is not such a file; the message names file, key and, where
-      there is one, the first bad row.
+    DataError: The file is not such a file, is damaged, or was made to do harm; the
+      message names file, key and, where there is one, the first bad row. Nothing else
+      is raised, and no more memory taken than `Archive` allows.
 
   Example:
     >>> import tempfile
@@ -75,8 +86,15 @@ def load_npz(path: str | os.PathLike, *, modalities: Sequence[str] = ()) -> Data
     ('toy', ('field', 'lab'), {'a': 'vector'})
   """
   path = pathlib.Path(path).expanduser()
-  dataset = from_arrays(_read(path, modalities), name=str(path), modalities=modalities)
-  return dataclasses.replace(dataset, name=path.stem)
+  try:
+    arrays, unread = _read(path, modalities)
+    dataset = from_arrays(arrays, name=str(path), modalities=modalities)
+  except DataError:
+    raise
+  except Exception as error:  # Arrays of a hostile file can make NumPy raise anything.
+    what = f"{type(error).__name__}: {reason(error)}"
+    raise DataError(f"{path}: its arrays make no data set ({what}).") from error
+  return dataclasses.replace(dataset, name=path.stem, notes=unread)
 
 
 def save_npz(data: Dataset | Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -164,7 +182,7 @@ def from_arrays(
   if missing:
     raise DataError(
       f"{name}: {', '.join(map(repr, missing))} missing; the file has "
-      f"{sorted(arrays)}. Required are 'modalities', 'label', 'domain' and one "
+      f"{few(sorted(arrays))}. Required are 'modalities', 'label', 'domain' and one "
       "array per name in 'modalities'."
     )
   label, class_names = _labels(name, arrays)
@@ -199,42 +217,47 @@ def from_arrays(
   return dataclasses.replace(dataset, version=f"{variant}/{dataset.version}")
 
 
-def _read(path: pathlib.Path, modalities: Sequence[str]) -> dict[str, np.ndarray]:
-  """The arrays of the format that are in a file, of other keys the names only."""
-  if not path.is_file():
-    raise DataError(f"{path}: no such file.")
-  try:
-    archive = np.load(path, allow_pickle=False)
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-    raise DataError(f"{path}: not an .npz file ({error}).") from error
-  if not isinstance(archive, np.lib.npyio.NpzFile):
-    raise DataError(f"{path}: a single array, not an .npz file (see numpy.savez).")
-  with archive:
-    if "modalities" not in archive.files:
+def _read(
+  path: pathlib.Path, modalities: Sequence[str]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """The arrays of the format that are in a file, and lines on its other keys."""
+  with Archive(path) as archive:
+    if "modalities" not in archive.keys:
       raise DataError(
         f"{path}: 'modalities' (the names of the modalities) missing; the file has "
-        f"{sorted(archive.files)}."
+        f"{few(sorted(archive.keys))}."
       )
-    names = _read_one(path, archive, "modalities")
-    chosen = [*modalities] or _modalities(str(path), {"modalities": names}, ())
+    names = {"modalities": archive.read("modalities")}
+    there = _modalities(str(path), names, ())
+    chosen = [*modalities] or there
     wanted = {*RESERVED, *chosen, *(f"{m}_{s}" for m in chosen for s in SUFFIXES)}
-    return {
-      key: _read_one(path, archive, key) for key in archive.files if key in wanted
-    }
+    wanted.remove("modalities")
+    arrays = {key: archive.read(key) for key in archive.keys if key in wanted}
+    unread = _unread(archive.keys, there)
+  return names | arrays, unread
 
 
-def _read_one(path: pathlib.Path, archive: Any, key: str) -> np.ndarray:
-  try:
-    return archive[key]
-  except ValueError as error:
-    if "allow_pickle" not in str(error):
-      raise DataError(f"{path}: {key!r} cannot be read ({error}).") from error
-    raise DataError(
-      f"{path}: {key!r} holds Python objects (a pickle), which are never loaded. "
-      "Store numbers, or strings of a fixed-width dtype such as numpy.array(names)."
-    ) from error
-  except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-    raise DataError(f"{path}: {key!r} is damaged ({error}).") from error
+def _unread(keys: Sequence[str], modalities: Sequence[str]) -> tuple[str, ...]:
+  """Lines on the keys of a file that nothing here reads."""
+  known = {*RESERVED, *modalities, *(f"{m}_{s}" for m in modalities for s in SUFFIXES)}
+  free = sorted(known.difference(keys))  # What is there was not meant by another key.
+  lines, rest = [], []
+  for key in keys:
+    if key in known or key in NOTES:
+      continue
+    # Of `imu_lens` only the ending can be wrong; a long name must not outweigh it.
+    whose = next((f"{m}_" for m in modalities if key.startswith(f"{m}_")), "")
+    endings = [k.removeprefix(whose) for k in free if k.startswith(whose)]
+    word, cutoff = key.removeprefix(whose), 0.6 if whose else 0.8
+    close = difflib.get_close_matches(word[:LONGEST_NAME], endings, 1, cutoff)
+    if close and len(lines) < 8:
+      meant = f"did you mean {whose + close[0]!r}?"
+      lines.append(f"key {key[:LONGEST_NAME]!r} of the file is not read; {meant}")
+    else:
+      rest.append(key[:LONGEST_NAME])
+  if rest:
+    lines.append(f"keys of the file that are not read: {few(rest)}.")
+  return tuple(lines)
 
 
 def _modalities(name: str, arrays: Mapping[str, Any], chosen: Sequence[str]):
@@ -242,16 +265,19 @@ def _modalities(name: str, arrays: Mapping[str, Any], chosen: Sequence[str]):
   if "modalities" not in arrays:
     raise DataError(f"{name}: 'modalities' (the names of the modalities) missing.")
   there = _texts(name, "modalities", np.atleast_1d(np.asarray(arrays["modalities"])))
-  taken = [m for m in there if m in RESERVED or not m]
+  of_others = {f"{m}_{suffix}" for m in there for suffix in SUFFIXES}
+  taken = [m for m in there if m in RESERVED or m in of_others or not m]
   if taken or len(set(there)) != len(there) or not there:
     raise DataError(
-      f"{name}: 'modalities' is {there}; it must list different, non-empty names "
-      f"other than {RESERVED}."
+      f"{name}: 'modalities' is {few(there)}; it must list different, non-empty names "
+      f"other than {RESERVED} and the `<m>_len`, `<m>_present`, `<m>_kind` of others."
     )
+  _check_names(name, "modality", there)
   unknown = [m for m in chosen if m not in there]
   if unknown or len(set(chosen)) != len(chosen):
     raise DataError(
-      f"{name}: modalities={tuple(chosen)!r} must be different names out of {there}."
+      f"{name}: modalities={tuple(chosen)!r} must be different names out of "
+      f"{few(there)}."
     )
   return list(chosen) or there
 
@@ -262,18 +288,39 @@ def _texts(name: str, key: str, values: np.ndarray) -> list[str]:
     raise DataError(
       f"{name}: {key} must be a list of names, got {values.dtype} {values.shape}."
     )
-  if values.dtype.kind == "S":
-    values = np.char.decode(values, "utf-8")
-  return [str(v) for v in values.tolist()]
+  try:
+    if values.dtype.kind == "S":
+      values = np.char.decode(values, "utf-8")
+    return [str(v) for v in values.tolist()]
+  except (ValueError, SystemError) as error:  # What is no text, in either form.
+    raise DataError(f"{name}: {key} is no readable text ({reason(error)}).") from error
 
 
-def _distinct(name: str, key: str, values: Any) -> list[str]:
+def _check_names(name: str, what: str, names: Sequence[str]) -> None:
+  """Refuses names that cannot be shown, or told apart, or that look like paths."""
+  seen: dict[str, str] = {}
+  for word in names:
+    where = f"{name}: the {what} name {word[:LONGEST_NAME]!r}"
+    if len(word) > LONGEST_NAME:
+      raise DataError(f"{where} is longer than {LONGEST_NAME} characters.")
+    if _UNSAFE.search(word):
+      raise DataError(f"{where} has a path separator or a control character.")
+    looks = " ".join(unicodedata.normalize("NFC", word).split())
+    if looks in seen or not looks:
+      raise DataError(
+        f"{where} looks like {seen.get(looks, '')!r}; rename one of them."
+      )
+    seen[looks] = word
+
+
+def _distinct(name: str, key: str, what: str, values: Any) -> list[str]:
   names = _texts(name, key, np.asarray(values))
-  twice = sorted({v for v in names if names.count(v) > 1})
+  twice = sorted(v for v, count in collections.Counter(names).items() if count > 1)
   if twice or "" in names:
     raise DataError(
-      f"{name}: {key} must be different, non-empty names; {twice or ['']} is not."
+      f"{name}: {key} must be different, non-empty names; {few(twice or [''])} is not."
     )
+  _check_names(name, what, names)
   return names
 
 
@@ -291,7 +338,7 @@ def _labels(name: str, arrays: Mapping[str, Any]) -> tuple[np.ndarray, list[str]
     raise DataError(f"{name}: every label is {values[0]}; two classes are the least.")
   if "class_names" not in arrays:
     return np.searchsorted(values, label), [str(v) for v in values.tolist()]
-  class_names = _distinct(name, "class_names", arrays["class_names"])
+  class_names = _distinct(name, "class_names", "class", arrays["class_names"])
   bad = np.flatnonzero((label < 0) | (label >= len(class_names)))
   if bad.size:
     raise DataError(
@@ -320,11 +367,14 @@ def _domains(
   values, position = np.unique(domain, return_inverse=True)
   found = [str(v) for v in values.tolist()]
   if "domain_names" in arrays:
-    names = _distinct(name, "domain_names", arrays["domain_names"])
+    names = _distinct(name, "domain_names", "domain", arrays["domain_names"])
     found = _known_domains(name, domain, values, names)
-    keep = [d for d in names if d in set(found)]  # The order of the file.
-    position = np.array([keep.index(d) for d in found])[position]
+    there = set(found)
+    keep = [d for d in names if d in there]  # The order of the file.
+    place = {d: i for i, d in enumerate(keep)}
+    position = np.array([place[d] for d in found])[position]
   else:
+    _check_names(name, "domain", found)
     keep = found
   if len(keep) < 2:
     raise DataError(
@@ -337,10 +387,10 @@ def _known_domains(name, domain, values, names: list[str]) -> list[str]:
   """Names of the ``values`` that occur in ``domain``; unknown ones are an error."""
   if domain.dtype.kind == "U":
     unknown = ~np.isin(values, names)
-    allowed = f"one of domain_names {names}"
+    allowed = f"one of domain_names {few(names)}"
   else:
     unknown = (values < 0) | (values >= len(names))
-    allowed = f"in 0..{len(names) - 1}, a position in domain_names {names}"
+    allowed = f"in 0..{len(names) - 1}, a position in domain_names {few(names)}"
   if unknown.any():
     value = values[unknown][0]
     row = np.flatnonzero(domain == value)[0]
@@ -351,7 +401,7 @@ def _known_domains(name, domain, values, names: list[str]) -> list[str]:
 def _kind(name: str, m: str, value: np.ndarray) -> str:
   kind = _texts(name, f"{m}_kind", value.reshape(-1))
   if len(kind) != 1 or kind[0] not in KINDS:
-    raise DataError(f"{name}: {m}_kind is {kind}; allowed is one of {KINDS}.")
+    raise DataError(f"{name}: {m}_kind is {few(kind)}; allowed is one of {KINDS}.")
   return kind[0]
 
 
@@ -359,7 +409,8 @@ def _variant(name: str, value: np.ndarray) -> str:
   words = _texts(name, "variant", value.reshape(-1))
   if len(words) != 1 or not re.fullmatch(r"[A-Za-z0-9.,=_+-]{1,100}", words[0]):
     raise DataError(
-      f"{name}: variant is {words}; it must be one word of letters, digits and .,=_+-"
+      f"{name}: variant is {few(words)}; it must be one word of letters, digits and "
+      ".,=_+-"
     )
   return words[0]
 

@@ -55,7 +55,7 @@ def test_unknown_audio_and_damaged_files(folder):
   ):
     load_av_digits(folder, audio="mp3")
   (folder / "digit_images.npz").write_bytes(b"PK")
-  with pytest.raises(DataError, match="digit_images.npz: cannot be read"):
+  with pytest.raises(DataError, match="digit_images.npz: not an .npz file"):
     load_av_digits(folder)
   (folder / "fsdd.npz").unlink()
   with pytest.raises(DataError, match="fsdd.npz: no such file.*data_prep.av_digits"):

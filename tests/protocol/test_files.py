@@ -4,7 +4,8 @@ import pathlib
 import re
 import unicodedata
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import pytest
 
 from mer_dg.protocol.files import LONGEST_FILE_NAME, file_name
