@@ -1,52 +1,27 @@
 """Tables out of pickles that nobody has to trust.
 
-A pickle is a program: it names functions of installed packages and calls them. Here it
-is given none. Every global it may name is replaced by a stand-in of ours that only
-remembers its arguments; a global that is not on the list ends the reading before
-anything is called. Afterwards our own code rebuilds arrays and columns from what was
-remembered, so that neither pandas nor the unpickling code of NumPy ever sees a byte of
-the file (a forged dtype can make the latter read arbitrary addresses).
+`data_prep._machine` reads them without calling anything: every global on the list below
+becomes a note of what it was given, any other ends the reading. Afterwards our own code
+rebuilds arrays and columns from those notes, so that neither pandas nor the unpickling
+code of NumPy ever sees a byte of the file (a forged dtype can make the latter read
+arbitrary addresses).
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
-import pickle
 from typing import Any
 
 import numpy as np
 
+from data_prep._machine import Bounded, Call, Refused, read_pickle
+from mer_dg.data.archive import reason
 from mer_dg.data.dataset import DataError
 
-
-class Refused(pickle.UnpicklingError):
-  """The pickle names a global that is not on the list."""
-
-
-class StandIn:
-  """Takes the place of an allowed global and remembers what the pickle gives it."""
-
-  name = ""
-
-  def __init__(self, *args: Any):
-    self.args: Any = args
-    self.state: Any = None
-
-  def __setstate__(self, state: Any) -> None:
-    self.state = state
-
-
-def _stand_in(name: str) -> type[StandIn]:
-  return type(name.rpartition(".")[2], (StandIn,), {"name": name})
-
-
-def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
-  """What ``_codecs.encode`` does to the bytes of a protocol-2 pickle, and no more."""
-  if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-    raise Refused(f"_codecs.encode called with {type(text).__name__}, {encoding!r}")
-  return text.encode("latin1")
-
+# What is rebuilt may have so many bytes and entries in all, and per byte of the file:
+# something that stands in the file once can be referred to a million times.
+BASE, PER_BYTE = 2**16, 4
 
 # Exactly what data frames (pandas 0.2x to 3) and NumPy arrays consist of.
 _NAMES = {
@@ -90,18 +65,8 @@ _NAMES = {
     "pandas.indexes.numeric Int64Index",
   ),
 }
-_ALLOWED: dict[str, Any] = {
-  alias: _stand_in(name) for name, aliases in _NAMES.items() for alias in aliases
-}
-_ALLOWED |= {"_codecs encode": _latin1}
-
-
-class _Unpickler(pickle.Unpickler):
-  def find_class(self, module: str, name: str) -> Any:
-    found = _ALLOWED.get(f"{module} {name}")
-    if found is None:
-      raise Refused(f"it asks for {module}.{name}")
-    return found
+_ALLOWED = {alias: name for name, aliases in _NAMES.items() for alias in aliases}
+_ALLOWED |= {"_codecs encode": "latin1"}
 
 
 def load_plain(path: str | os.PathLike) -> Any:
@@ -115,12 +80,14 @@ def load_plain(path: str | os.PathLike) -> Any:
     as ``{column: array}``.
 
   Raises:
-    DataError: No such file, not a pickle, or one that asks for a global that is not on
-      the list; the message names the file and the global. Nothing has been called then.
+    DataError: No such file, not a pickle, one that asks for a global that is not on
+      the list (the message names it), or one that describes more than it holds: a few
+      bytes can stand for any number of entries. Nothing has been called then.
 
   Example:
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.pkl"
+    >>> import pickle
     >>> _ = path.write_bytes(pickle.dumps({"x": np.arange(3)}))
     >>> load_plain(path)
     {'x': array([0, 1, 2])}
@@ -131,8 +98,10 @@ def load_plain(path: str | os.PathLike) -> Any:
   """
   path = pathlib.Path(path).expanduser()
   try:
+    size = path.stat().st_size
     with path.open("rb") as file:
-      return _rebuild(_Unpickler(file).load())
+      content = read_pickle(Bounded(file, size), _ALLOWED.get)
+    return _Builder(BASE + PER_BYTE * size).rebuild(content)
   except Refused as error:
     raise DataError(
       f"{path}: refused, {error}; only plain containers, numbers, strings, NumPy "
@@ -142,7 +111,8 @@ def load_plain(path: str | os.PathLike) -> Any:
   except OSError as error:
     raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
   except Exception as error:  # A damaged pickle can raise anything.
-    raise DataError(f"{path}: not a readable pickle ({error!r}).") from error
+    what = f"{type(error).__name__}: {reason(error)}"
+    raise DataError(f"{path}: not a readable pickle ({what}).") from error
 
 
 def load_table(path: str | os.PathLike) -> dict[str, list[Any]]:
@@ -169,103 +139,112 @@ def load_table(path: str | os.PathLike) -> dict[str, list[Any]]:
   return columns
 
 
-# --- from stand-ins to arrays and columns --------------------------------------------
+# --- from notes to arrays and columns ------------------------------------------------
 
 
-def _rebuild(value: Any) -> Any:
-  """The value with every stand-in replaced by what it stood for."""
-  if isinstance(value, dict):
-    return {_rebuild(k): _rebuild(v) for k, v in value.items()}
-  if isinstance(value, (list, tuple, set, frozenset)):
-    return type(value)(_rebuild(v) for v in value)
-  if not isinstance(value, StandIn):
-    return value
-  build = _BUILDERS.get(value.name)
-  if build is None:
-    raise Refused(f"it holds a {value.name} where none belongs")
-  return build(value)
+class _Builder:
+  """Replaces every `Call` by what it stands for, and counts."""
 
+  def __init__(self, limit: int):
+    self._left = limit
 
-def _dtype(value: Any) -> np.dtype:
-  """A dtype of numbers or strings (or of objects), from its name and byte order."""
-  if not isinstance(value, StandIn) or value.name != "numpy.dtype":
-    raise Refused("an array without a dtype")
-  order = value.state[1] if value.state else "="
-  dtype = np.dtype(str(value.args[0]))
-  if dtype.kind not in "biufUSO":
-    raise Refused(f"it holds an array of {dtype}")
-  # "|" is the order of what has none (bytes, objects).
-  return dtype if order in "|=" else dtype.newbyteorder(order)
+  def _spend(self, cost: int) -> None:
+    self._left -= cost
+    if self._left < 0:
+      raise Refused("a few of its bytes stand for any number of entries")
 
+  def rebuild(self, value: Any) -> Any:
+    self._spend(1)
+    if isinstance(value, dict):
+      return {self.rebuild(k): self.rebuild(v) for k, v in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+      return type(value)(self.rebuild(v) for v in value)
+    if value is None or isinstance(value, (str, bytes, bytearray, int, float)):
+      return value
+    build = _BUILDERS.get(getattr(value, "name", "")) if type(value) is Call else None
+    if build is None:
+      name = getattr(value, "name", type(value).__name__)
+      raise Refused(f"it holds a {name} where none belongs")
+    return build(self, value)
 
-def _filled(dtype: np.dtype, shape: Any, data: Any, fortran: Any) -> np.ndarray:
-  shape = tuple(int(n) for n in shape)
-  order = "F" if fortran else "C"
-  if dtype.kind != "O":
-    if not isinstance(data, (bytes, bytearray)):
-      raise Refused(f"it holds an array whose data are a {type(data).__name__}")
-    return np.frombuffer(bytes(data), dtype).reshape(shape, order=order)
-  if not isinstance(data, list):
-    raise Refused("it holds an array of objects that is no list")
-  array = np.empty(len(data), object)
-  for i, item in enumerate(data):  # Not array[:] = data: items may be sequences.
-    array[i] = _rebuild(item)
-  return array.reshape(shape, order=order)
+  def _dtype(self, value: Any) -> np.dtype:
+    """A dtype of numbers or strings (or of objects), from its name and byte order."""
+    if not isinstance(value, Call) or value.name != "numpy.dtype":
+      raise Refused("an array without a dtype")
+    order = value.state[1] if value.state else "="
+    dtype = np.dtype(str(value.args[0]))
+    if dtype.kind not in "biufUSO":
+      raise Refused(f"it holds an array of {dtype}")
+    # "|" is the order of what has none (bytes, objects).
+    return dtype if order in "|=" else dtype.newbyteorder(order)
 
+  def _filled(self, dtype: np.dtype, shape: Any, data: Any, fortran: Any) -> np.ndarray:
+    shape = tuple(int(n) for n in shape)
+    order = "F" if fortran else "C"
+    self._spend(max(shape, default=0))  # Rows of nothing take time, too.
+    if dtype.kind != "O":
+      if not isinstance(data, (bytes, bytearray)):
+        raise Refused(f"it holds an array whose data are a {type(data).__name__}")
+      self._spend(len(data))
+      return np.frombuffer(bytes(data), dtype).reshape(shape, order=order)
+    if not isinstance(data, list):
+      raise Refused("it holds an array of objects that is no list")
+    self._spend(len(data))
+    array = np.empty(len(data), object)
+    for i, item in enumerate(data):  # Not array[:] = data: items may be sequences.
+      array[i] = self.rebuild(item)
+    return array.reshape(shape, order=order)
 
-def _array(value: StandIn) -> np.ndarray:
-  """numpy._reconstruct(ndarray, (0,), b"b") with state, as arrays are pickled."""
-  _, shape, dtype, fortran, data = value.state
-  return _filled(_dtype(dtype), shape, data, fortran)
+  def array(self, value: Call) -> np.ndarray:
+    """numpy._reconstruct(ndarray, (0,), b"b") with state, as arrays are pickled."""
+    _, shape, dtype, fortran, data = value.state
+    return self._filled(self._dtype(dtype), shape, data, fortran)
 
+  def frombuffer(self, value: Call) -> np.ndarray:
+    data, dtype, shape, order = value.args
+    return self._filled(self._dtype(dtype), shape, data, order == "F")
 
-def _frombuffer(value: StandIn) -> np.ndarray:
-  data, dtype, shape, order = value.args
-  return _filled(_dtype(dtype), shape, data, order == "F")
+  def scalar(self, value: Call) -> Any:
+    dtype, data = value.args
+    return self._filled(self._dtype(dtype), (1,), data, False)[0].item()
 
+  def index(self, value: Call) -> Any:
+    """An index as an array."""
+    state = dict(value.args[1])
+    if "data" in state:
+      return self.rebuild(state["data"])
+    counted = range(state["start"], state["stop"], state["step"])
+    self._spend(8 * len(counted))
+    return np.array(counted)
 
-def _scalar(value: StandIn) -> Any:
-  dtype, data = value.args
-  return _filled(_dtype(dtype), (1,), data, False)[0].item()
+  def places(self, value: Call) -> Any:
+    return slice(*value.args)
 
-
-def _index(value: StandIn) -> Any:
-  """An index as an array; a row index that only counts is not looked into."""
-  state = dict(value.args[1])
-  if "data" in state:
-    return _rebuild(state["data"])
-  return np.arange(state["start"], state["stop"], state["step"])
-
-
-def _slice(value: StandIn) -> slice:
-  return slice(*value.args)
-
-
-def _frame(value: StandIn) -> dict[str, np.ndarray]:
-  """Columns of a data frame, whichever pandas wrote it."""
-  manager = value.state.get("_mgr", value.state.get("_data"))
-  if isinstance(manager.state, tuple):  # Up to pandas 1.2, and as a fallback after.
-    parts = manager.state[3]["0.14.1"]
-    axes = parts["axes"]
-    blocks = [(b["values"], b["mgr_locs"]) for b in parts["blocks"]]
-  else:
-    blocks = [block.args[:2] for block in manager.args[0]]
-    axes = manager.args[1]
-  names = list(_rebuild(axes[0]))
-  columns: dict[int, np.ndarray] = {}
-  for values, places in blocks:
-    values, places = _rebuild(values), _rebuild(places)
-    for column, place in zip(values, np.arange(len(names))[places], strict=True):
-      columns[int(place)] = column
-  return {str(name): columns[i] for i, name in enumerate(names)}
+  def frame(self, value: Call) -> dict[str, np.ndarray]:
+    """Columns of a data frame, whichever pandas wrote it."""
+    manager = value.state.get("_mgr", value.state.get("_data"))
+    if isinstance(manager.state, tuple):  # Up to pandas 1.2, and as a fallback after.
+      parts = manager.state[3]["0.14.1"]
+      axes = parts["axes"]
+      blocks = [(b["values"], b["mgr_locs"]) for b in parts["blocks"]]
+    else:
+      blocks = [block.args[:2] for block in manager.args[0]]
+      axes = manager.args[1]
+    names = list(self.rebuild(axes[0]))  # The row index, axes[1], is not looked into.
+    columns: dict[int, np.ndarray] = {}
+    for values, places in blocks:
+      values, places = self.rebuild(values), self.rebuild(places)
+      for column, place in zip(values, np.arange(len(names))[places], strict=True):
+        columns[int(place)] = column
+    return {str(name): columns[i] for i, name in enumerate(names)}
 
 
 _BUILDERS = {
-  "numpy._reconstruct": _array,
-  "numpy._frombuffer": _frombuffer,
-  "numpy.scalar": _scalar,
-  "numpy.dtype": _dtype,
-  "builtins.slice": _slice,
-  "pandas._new_Index": _index,
-  "pandas.DataFrame": _frame,
+  "numpy._reconstruct": _Builder.array,
+  "numpy._frombuffer": _Builder.frombuffer,
+  "numpy.scalar": _Builder.scalar,
+  "numpy.dtype": _Builder._dtype,
+  "builtins.slice": _Builder.places,
+  "pandas._new_Index": _Builder.index,
+  "pandas.DataFrame": _Builder.frame,
 }

@@ -7,8 +7,8 @@ r"""Turns a published PyTorch checkpoint into weights for `mer_dg.networks`, onc
   python -m data_prep.convert_checkpoint --kind=vggsound_resnet18 \
       vggsound_avgpool.pth.tar audio.safetensors
 
-Needs PyTorch (CPU) and safetensors; training needs the latter only. The file is read
-without executing anything in it. Every name must be accounted for: a variable that is
+Needs safetensors, as training does; PyTorch is not needed. The file is read without
+executing anything in it. Every name must be accounted for: a variable that is
 not found, a tensor that nothing knows, a wrong shape, a value that is not finite, and
 nothing is written. The classifier of the pretraining task is left out.
 """

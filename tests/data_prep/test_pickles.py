@@ -3,10 +3,13 @@
 import csv
 import os
 import pickle
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from data_prep import _machine
 from data_prep._pickles import load_plain, load_table
 from mer_dg.data.dataset import DataError
 
@@ -144,3 +147,102 @@ def test_the_real_list(shared_data):
   assert list(table) == header
   assert [list(map(str, row)) for row in zip(*table.values(), strict=True)] == rows
   assert isinstance(table["start_frame"][0], int)
+
+
+# --- a few bytes that stand for much -------------------------------------------------
+
+
+def _array_of(count, size):
+  """An object array of ``count`` references to one array of ``size`` bytes."""
+  inner = np.zeros(size, np.uint8)
+  outer = np.empty(count, object)
+  outer[:] = [inner] * count
+  return outer
+
+
+class _Counting:
+  """A row index that only counts, as a data frame has."""
+
+  def __reduce__(self):
+    index = pytest.importorskip("pandas").RangeIndex
+    make, (_, state), *_ = index(3).__reduce__()
+    return make, (index, state | {"stop": 300_000_000})
+
+
+BOMBS = {
+  # 2^100 entries: nothing may walk over them.
+  "nested tuples": (b"\x80\x02)" + b"2\x86" * 100 + b".", "a few of its bytes"),
+  "nested lists": (
+    b"\x80\x02]" + b"q\x000]h\x00ah\x00a" * 100 + b".",
+    "a few of its bytes",
+  ),
+  # The hash of such a tuple takes as long.
+  "nested key": (b"\x80\x02})" + b"2\x86" * 100 + b"K\x01s.", "tuple within a key"),
+  "nested member": (b"\x80\x04\x8f()" + b"2\x86" * 100 + b"\x90.", "within a key"),
+  "memory cell": (b"\x80\x02Nr\xff\xff\xff\x7f.", "memory cell 2147483647"),
+  "text memory cell": (b"Np2147483647\n.", "memory cell 2147483647"),
+  "2 GB of bytes": (b"\x80\x03B\xff\xff\xff\x7f.", "2147483647 bytes promised"),
+  "more than memory": (
+    b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b".",
+    "bytes promised",
+  ),
+  "2 GB of a frame": (b"\x80\x04\x95" + (2**31).to_bytes(8, "little") + b"N.", None),
+  "digits": (b"L" + b"9" * 100_000 + b"L\n.", "not a readable pickle"),
+  "itself": (b"\x80\x02]q\x00h\x00a.", "not a readable pickle .RecursionError"),
+  "deep": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "RecursionError"),
+  "equal hashes": (
+    b"\x80\x02}(" + b"".join(
+      b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N"
+      for k in range(1, 20_000)
+    ) + b"u.",
+    "int within a key",
+  ),
+  "one array often": (pickle.dumps(_array_of(10_000, 10_000)), "a few of its bytes"),
+  "rows of nothing": (
+    pickle.dumps(_Reduced(*np.zeros((0, 0)).__reduce__()[:2], (
+      1, (10**9, 0), np.dtype("f4"), False, b""))),
+    "a few of its bytes",
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_bombs_cost_no_more_than_their_bytes(tmp_path, case):
+  data, message = BOMBS[case]
+  path = tmp_path / "bomb.pkl"
+  path.write_bytes(data)
+  tracemalloc.start()
+  start = time.process_time()
+  if message is None:
+    assert load_plain(path) is None
+  else:
+    with pytest.raises(DataError, match=message) as caught:
+      load_plain(path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 400
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert time.process_time() - start < 60  # Under tracing; most take milliseconds.
+  assert peak < 2**23 + 100 * len(data)
+
+
+def test_objects_that_outweigh_their_bytes(tmp_path, monkeypatch):
+  """A dict takes a byte of the file and a hundred of memory."""
+  data = b"\x80\x02(" + b"}" * 100_000 + b"l."
+  (tmp_path / "a.pkl").write_bytes(data)
+  assert load_plain(tmp_path / "a.pkl") == [{}] * 100_000
+  monkeypatch.setattr(_machine, "BASE", 2**20)  # Half a GB, to meet it sooner.
+  with pytest.raises(DataError, match="far more memory than the file is large"):
+    load_plain(tmp_path / "a.pkl")
+
+
+def test_an_index_that_counts_to_300_million(tmp_path):
+  path = _write(tmp_path / "a.pkl", _Counting())
+  with pytest.raises(DataError, match="refused, a few of its bytes stand for any"):
+    load_plain(path)
+
+
+def test_equal_and_shared_parts_are_no_bombs(tmp_path):
+  shared = ("recording", 1.5)
+  content = {"ids": [shared] * 100, "again": [("recording", 1.5) for _ in range(100)]}
+  assert load_plain(_write(tmp_path / "a.pkl", content)) == content

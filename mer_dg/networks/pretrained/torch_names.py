@@ -1,5 +1,6 @@
 """The published PyTorch names of every variable, and conversion by name."""
 
+from collections import Counter
 from collections.abc import Mapping
 import re
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ _LEAVES = {
   "mean": "running_mean",
   "var": "running_var",
 }
+# Names of a kind that a report spells out.
+LISTED = 5
 # Classifiers of the pretraining task, which nothing here uses. `fc_reduce` is a layer
 # of a derived implementation that never takes part in its forward pass.
 _HEADS = re.compile(r"(cls_head\.(fc_cls|fc_reduce)|audnet\.fc)\.(weight|bias)")
@@ -47,14 +50,37 @@ class Report(NamedTuple):
     return not (self.unused or self.missing or self.invalid)
 
   def __str__(self) -> str:
-    """Counts, then every name that stands in the way."""
+    """Counts, then a few of the names that stand in the way, and a guess at why."""
     counts = ", ".join(
       f"{len(names)} {field}" for field, names in self._asdict().items()
     )
-    lines = [counts]
+    lines = [counts, *([f"  {hint}"] if (hint := self._hint()) else [])]
     for field in ("missing", "unused", "invalid"):
-      lines += [f"  {field}: {name}" for name in getattr(self, field)]
+      names = getattr(self, field)
+      lines += [f"  {field}: {name[:200]}" for name in names[:LISTED]]
+      if len(names) > LISTED:
+        lines.append(f"  {field}: and {len(names) - LISTED} more")
     return "\n".join(lines)
+
+  def _hint(self) -> str:
+    """What most names would need to fit: the prefix of a wrapper, or of a part."""
+    for needed, given, verb in (
+      (self.missing, self.unused, "begin with"),
+      (self.unused, self.missing, "lack"),
+    ):
+      known, prefixes = set(needed), Counter()
+      for name in given:
+        dots = [i + 1 for i, letter in enumerate(name[:200]) if letter == "."]
+        prefixes.update(name[:i] for i in dots if name[i:] in known)
+      if prefixes:
+        (prefix, count), *_ = prefixes.most_common(1)
+        if 2 * count > len(self.missing):
+          return (
+            f"wrong prefix: {count} names {verb} {prefix!r} and would fit otherwise"
+          )
+    if self.missing and not self.mapped:
+      return "not one name is known: this is the checkpoint of another network"
+    return ""
 
 
 def torch_name(kind: str, path: str) -> str:

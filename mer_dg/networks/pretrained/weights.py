@@ -38,7 +38,7 @@ def save_weights(
   """
   save_file = _safetensors().numpy.save_file
   flat = traverse_util.flatten_dict(variables, sep="/")
-  _check(str(path), backbone, flat)
+  _check(str(path), backbone, {name: np.shape(v) for name, v in flat.items()})
   tensors = {k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}
   path = pathlib.Path(path)
   part = path.with_name(f".{path.name}.part-{os.getpid()}")
@@ -76,21 +76,13 @@ def load_weights(
   safetensors = _safetensors()
   try:
     with safetensors.safe_open(path, "numpy") as file:
-      metadata = file.metadata() or {}
+      _check_header(str(path), backbone, file)
       flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path}: not a safetensors file ({error}).") from error
-  if metadata.get("format") != FORMAT:
-    raise ValueError(
-      f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}; was it written "
-      "by data_prep.convert_checkpoint?"
-    )
-  for field, value in _size(backbone).items():
-    if metadata.get(field) != value:
-      raise ValueError(
-        f"{path}: {field} {metadata.get(field)!r}, but the network has {value!r}."
-      )
-  _check(str(path), backbone, flat)
+  except ValueError:
+    raise
+  except Exception as error:  # A damaged file can raise anything.
+    words = " ".join(str(error).split())[:200]
+    raise ValueError(f"{path}: not a safetensors file ({words}).") from error
   variables = traverse_util.unflatten_dict(flat, sep="/")
   if random:
     drawn = jax.jit(lambda k: backbone.init(k)["layer4"])(key)
@@ -103,20 +95,44 @@ def _size(backbone: Backbone) -> dict[str, str]:
   return {name: str(backbone.options.get(name)) for name in ("kind", "depths", "width")}
 
 
-def _check(path: str, backbone: Backbone, flat: Mapping[str, Any]) -> None:
-  shapes = traverse_util.flatten_dict(
+def _check_header(path: str, backbone: Backbone, file: Any) -> None:
+  """Everything that can be known before a number is read: memory is then bounded."""
+  metadata = file.metadata() or {}
+  if metadata.get("format") != FORMAT:
+    raise ValueError(
+      f"{path}: format {str(metadata.get('format'))[:50]!r}, expected {FORMAT!r}; was "
+      "it written by data_prep.convert_checkpoint?"
+    )
+  for field, value in _size(backbone).items():
+    if metadata.get(field) != value:
+      raise ValueError(
+        f"{path}: {field} {str(metadata.get(field))[:50]!r}, but the network has "
+        f"{value!r}."
+      )
+  tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+  _check(path, backbone, {n: tuple(t.get_shape()) for n, t in tensors.items()})
+  for name, tensor in tensors.items():
+    if tensor.get_dtype() != "F32":
+      raise ValueError(f"{path}: {name} is of {tensor.get_dtype()}, expected F32.")
+
+
+def _check(path: str, backbone: Backbone, shapes: Mapping[str, tuple]) -> None:
+  expected = traverse_util.flatten_dict(
     jax.eval_shape(backbone.init, jax.random.key(0)), sep="/"
   )
-  missing, extra = sorted(set(shapes) - set(flat)), sorted(set(flat) - set(shapes))
+  missing, extra = (
+    sorted(set(expected) - set(shapes)),
+    sorted(set(shapes) - set(expected)),
+  )
   if missing or extra:
     raise ValueError(
       f"{path}: lacks {len(missing)} variables {missing[:3]}, has {len(extra)} that "
-      f"the network does not know {extra[:3]}."
+      f"the network does not know {[name[:100] for name in extra[:3]]}."
     )
-  for name, leaf in shapes.items():
-    if flat[name].shape != leaf.shape:
+  for name, leaf in expected.items():
+    if shapes[name] != leaf.shape:
       raise ValueError(
-        f"{path}: {name} has shape {flat[name].shape}, expected {leaf.shape}."
+        f"{path}: {name} has shape {shapes[name]}, expected {leaf.shape}."
       )
 
 

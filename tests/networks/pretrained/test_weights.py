@@ -1,3 +1,6 @@
+import json
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -192,3 +195,33 @@ def test_half_precision_becomes_float32():
   ):
     assert mine.dtype == np.float32
     np.testing.assert_array_equal(mine, np.float32(np.float16(exact)))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F16", "I8"])
+def test_other_dtypes_are_one_sentence(saved, dtype):
+  path, backbone, _ = saved
+  data = path.read_bytes()
+  size = int.from_bytes(data[:8], "little")
+  header = json.loads(data[8 : 8 + size])
+  width = {"BF16": 2, "F16": 2}.get(dtype, 1)
+  start = 0
+  for name, entry in header.items():
+    if name != "__metadata__":
+      stop = start + (entry["data_offsets"][1] - entry["data_offsets"][0]) * width // 4
+      entry |= {"dtype": dtype, "data_offsets": [start, stop]}
+      start = stop
+  text = json.dumps(header).encode()
+  path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(start))
+  with pytest.raises(ValueError, match=f"is of {dtype}, expected F32") as caught:
+    load_weights(path, backbone)
+  assert "\n" not in str(caught.value)
+
+
+def test_foreign_tensors_are_refused_before_they_are_read(saved):
+  path, backbone, _ = saved
+  rewrite(path, lambda t: t.update(more=np.zeros(2**24, np.float32)))
+  tracemalloc.start()
+  with pytest.raises(ValueError, match="does not know"):
+    load_weights(path, backbone)
+  assert tracemalloc.get_traced_memory()[1] < 2**24
+  tracemalloc.stop()
