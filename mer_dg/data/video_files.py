@@ -1,20 +1,24 @@
 """JPEG, video and wav files as arrays. Every failure is a `DataError` with the file.
 
-Pillow reads and writes JPEG, PyAV decodes videos, the standard library reads wav (and
-soundfile, where it is installed, what the standard library cannot).
+Pillow reads and writes JPEG, PyAV decodes videos and their sound, the standard library
+reads wav (and soundfile, where it is installed, what the standard library cannot).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+import contextlib
 import io
+import itertools
+import math
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 import wave
 
 import numpy as np
 
+from mer_dg.data.archive import RATIO, UNQUESTIONED, reason
 from mer_dg.data.clips import SHORT_SIDE, to_short_side
 from mer_dg.data.dataset import DataError
 from mer_dg.data.spectrogram import SAMPLE_RATE
@@ -22,6 +26,11 @@ from mer_dg.data.spectrogram import SAMPLE_RATE
 # Quality at which frames are stored that have to be encoded anew, without chroma
 # subsampling.
 JPEG_QUALITY = 95
+# Rates in Hz and channels of sound that are taken for what they say.
+RATES, CHANNELS = range(1_000, 768_001), range(1, 65)
+# Length of the resampling filter either side, in samples of the lower rate: that of
+# scipy.signal.resample_poly.
+_HALF = 10
 
 
 def _pillow():
@@ -122,10 +131,29 @@ def count_frames(path: str | os.PathLike) -> int:
       promised = stream.frames
       count = sum(not p.is_discard for p in packets)
   except (av.FFmpegError, OSError, ValueError) as error:
-    raise DataError(f"{path}: not a readable video ({_reason(error)}).") from error
+    raise DataError(f"{path}: not a readable video ({reason(error)}).") from error
   if not count or len(packets) < promised or any(p.is_corrupt for p in packets):
     raise DataError(f"{path}: cut short, {count} of {promised} frames are there.")
   return count
+
+
+def video_size(path: str | os.PathLike) -> tuple[int, int]:
+  """Height and width of a video's pictures, from its header.
+
+  Raises:
+    DataError: It cannot be read, or has no pictures.
+  """
+  av = _pyav()
+  try:
+    with av.open(str(path)) as container:
+      if not container.streams.video:
+        raise DataError(f"{path}: no pictures in it.")
+      stream = container.streams.video[0]
+      return stream.height, stream.width
+  except (av.FFmpegError, OSError, ValueError) as error:
+    if isinstance(error, DataError):
+      raise
+    raise DataError(f"{path}: not a readable video ({reason(error)}).") from error
 
 
 def read_video(
@@ -163,21 +191,71 @@ def read_video(
   except (av.FFmpegError, OSError, ValueError, IndexError) as error:
     if isinstance(error, DataError):
       raise
-    raise DataError(f"{path}: cannot be decoded ({_reason(error)}).") from error
+    raise DataError(f"{path}: cannot be decoded ({reason(error)}).") from error
   raise DataError(f"{path}: ends before frame {last}.")
 
 
-def _reason(error: Exception) -> str:
-  return getattr(error, "strerror", None) or str(error)
+# --- sound ---------------------------------------------------------------------------
 
 
-# --- wav -----------------------------------------------------------------------------
+class _Wav(NamedTuple):
+  """An open wav file: ``read(first, end)`` gives int16 ``[n, channels]``."""
+
+  rate: int
+  channels: int
+  total: int
+  read: Callable[[int, int], np.ndarray]
+
+
+def read_sound(
+  path: str | os.PathLike, start: float = 0.0, stop: float | None = None
+) -> np.ndarray:
+  """Samples of a wav file, or of the sound track of a video: mono, at 16 kHz.
+
+  Args:
+    path: The file; what does not end with .wav is taken for a video.
+    start: In seconds, rounded to the next sample.
+    stop: In seconds; None: the end. What lies beyond the end is not there.
+
+  Returns:
+    int16 ``[n]``; n = 0 where the clip starts after the end.
+
+  Raises:
+    DataError: No such file, no sound in it, or a file cut short.
+  """
+  if pathlib.Path(path).suffix.lower() == ".wav":
+    return read_wav(path, start, stop)
+  first, end = wav_range(start, stop)
+  av = _pyav()
+  pieces, count = [], 0
+  try:
+    with av.open(str(path)) as container:
+      if not container.streams.audio:
+        raise DataError(f"{path}: no sound in it.")
+      resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+      stream = container.streams.audio[0]
+      # None: what is left over.
+      for frame in itertools.chain(container.decode(stream), [None]):
+        for piece in resampler.resample(frame):
+          pieces.append(piece.to_ndarray().reshape(-1))
+          count += len(pieces[-1])
+        if end is not None and count >= end:
+          break
+  except (av.FFmpegError, OSError, ValueError) as error:
+    if isinstance(error, DataError):
+      raise
+    raise DataError(f"{path}: its sound cannot be read ({reason(error)}).") from error
+  samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
+  return samples[first:end]
 
 
 def read_wav(
   path: str | os.PathLike, start: float = 0.0, stop: float | None = None
 ) -> np.ndarray:
-  """Samples of a mono wav file of 16 kHz.
+  """Samples of a wav file: mono, at 16 kHz, whatever it holds.
+
+  Channels are averaged; another rate is resampled with a filter against aliasing
+  (``scipy.signal.resample_poly``). A part is, sample for sample, a part of the whole.
 
   Args:
     path: The file.
@@ -188,28 +266,36 @@ def read_wav(
     int16 ``[n]``; n = 0 where the clip starts after the end.
 
   Raises:
-    DataError: No such file, another rate or more channels, or a file cut short.
+    DataError: No such file, no wav file, or one cut short.
   """
   first, end = wav_range(start, stop)
-  try:
-    with wave.open(str(path), "rb") as file:
-      _check_form(path, file.getframerate(), file.getnchannels())
-      if file.getsampwidth() != 2:
-        raise wave.Error("not 16 bits")
-      total = file.getnframes()
-      first, end = min(first, total), total if end is None else min(end, total)
-      file.setpos(first)
-      samples = np.frombuffer(file.readframes(end - first), "<i2").astype(np.int16)
-  except wave.Error:
-    return _read_with_soundfile(path, first, end)
-  except (OSError, EOFError) as error:
-    reason = getattr(error, "strerror", None) or "it ends in its header"
-    raise DataError(f"{path}: cannot be read ({reason}).") from error
-  if len(samples) < end - first:
-    raise DataError(
-      f"{path}: cut short, {first + len(samples)} of {total} samples are there."
-    )
-  return samples
+  with _opened(path) as wav:
+    common = math.gcd(wav.rate, SAMPLE_RATE)
+    up, down = SAMPLE_RATE // common, wav.rate // common
+    total = -(-wav.total * up // down)
+    first, end = min(first, total), total if end is None else min(end, total)
+    if first == end:
+      return np.zeros(0, np.int16)
+    # What the filter reaches, from a place where both rates have a sample.
+    reach = _HALF * max(up, down) // up + 1
+    begin = max(first * down // up - reach, 0) // down * down
+    last = min(-(-end * down // up) + reach, wav.total)
+    if up == down:
+      begin, last = first, end
+    samples = wav.read(begin, last)
+    if len(samples) < last - begin:
+      raise DataError(
+        f"{path}: cut short, {begin + len(samples)} of {wav.total} samples are there."
+      )
+  if (up, down, wav.channels) == (1, 1, 1):
+    return samples[:, 0]
+  mono = samples.mean(axis=1)
+  if up != down:
+    from scipy import signal
+
+    offset = begin // down * up
+    mono = signal.resample_poly(mono, up, down)[first - offset : end - offset]
+  return np.clip(np.rint(mono), -(2**15), 2**15 - 1).astype(np.int16)
 
 
 def wav_range(start: float, stop: float | None) -> tuple[int, int | None]:
@@ -221,32 +307,57 @@ def wav_range(start: float, stop: float | None) -> tuple[int, int | None]:
 
 
 def wav_samples(path: str | os.PathLike) -> int:
-  """Number of samples of a wav file, after a look whether the last is there.
+  """Number of samples that `read_wav` gives, after a look whether the last is there.
 
   Raises:
     DataError: As `read_wav`.
   """
-  try:
-    with wave.open(str(path), "rb") as file:
-      total, rate = file.getnframes(), file.getframerate()
-      width = file.getsampwidth()
-  except (wave.Error, OSError, EOFError):
-    return len(read_wav(path))
-  if rate != SAMPLE_RATE or width != 2:
-    return len(read_wav(path))
-  read_wav(path, start=max(total - 1, 0) / rate)
+  with _opened(path) as wav:
+    seconds = wav.total / wav.rate
+    total = -(-wav.total * SAMPLE_RATE // wav.rate)
+  read_wav(path, start=max(seconds - 1 / SAMPLE_RATE, 0))
   return total
 
 
-def _check_form(path, rate: int, channels: int) -> None:
-  if (rate, channels) != (SAMPLE_RATE, 1):
-    raise DataError(
-      f"{path}: {rate} Hz and {channels} channels, expected {SAMPLE_RATE} Hz and 1; "
-      f"ffmpeg -i IN -ac 1 -ar {SAMPLE_RATE} -acodec pcm_s16le OUT converts."
-    )
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Generator[_Wav]:
+  """A wav file; what goes wrong until it is closed is a `DataError`."""
+  try:
+    with contextlib.ExitStack() as stack:
+      try:
+        file = stack.enter_context(wave.open(str(path), "rb"))
+        if file.getsampwidth() != 2:
+          raise wave.Error("not 16 bits")
+        wav = _pcm16(file)
+      except wave.Error:
+        wav = _with_soundfile(path, stack)
+      if wav.rate not in RATES or wav.channels not in CHANNELS:
+        raise DataError(f"{path}: {wav.rate} Hz and {wav.channels} channels.")
+      bound = max(UNQUESTIONED, RATIO * os.stat(path).st_size)
+      if 2 * wav.channels * wav.total > bound:
+        raise DataError(f"{path}: {wav.total} samples in so small a file.")
+      yield wav
+  except DataError:
+    raise
+  except EOFError as error:
+    raise DataError(f"{path}: cannot be read (it ends in its header).") from error
+  except Exception as error:  # A damaged file can raise anything.
+    raise DataError(f"{path}: cannot be read ({reason(error)}).") from error
 
 
-def _read_with_soundfile(path, first: int, end: int | None) -> np.ndarray:
+def _pcm16(file: wave.Wave_read) -> _Wav:
+  channels = file.getnchannels()
+
+  def read(first: int, end: int) -> np.ndarray:
+    file.setpos(first)
+    data = file.readframes(end - first)
+    whole = len(data) // (2 * channels) * 2 * channels
+    return np.frombuffer(data[:whole], "<i2").astype(np.int16).reshape(-1, channels)
+
+  return _Wav(file.getframerate(), channels, file.getnframes(), read)
+
+
+def _with_soundfile(path: str | os.PathLike, stack: contextlib.ExitStack) -> _Wav:
   """Wav files that are not plain 16-bit PCM."""
   try:
     import soundfile
@@ -255,10 +366,12 @@ def _read_with_soundfile(path, first: int, end: int | None) -> np.ndarray:
       f"{path}: not 16-bit PCM; soundfile may read it (pip install soundfile)."
     ) from error
   try:
-    info: Any = soundfile.info(str(path))
-    _check_form(path, info.samplerate, info.channels)
-    first = min(first, info.frames)
-    samples, _ = soundfile.read(str(path), start=first, stop=end, dtype="int16")
+    file: Any = stack.enter_context(soundfile.SoundFile(str(path)))
   except (soundfile.LibsndfileError, RuntimeError) as error:
-    raise DataError(f"{path}: not a readable wav file ({error}).") from error
-  return samples
+    raise DataError(f"{path}: not a readable wav file ({reason(error)}).") from error
+
+  def read(first: int, end: int) -> np.ndarray:
+    file.seek(first)
+    return file.read(end - first, dtype="int16", always_2d=True)
+
+  return _Wav(file.samplerate, file.channels, file.frames, read)

@@ -36,17 +36,24 @@ def write_jpegs(folder, numbers, size, channels, seed):
     image.save(folder / f"frame_{n:010d}.jpg", quality=90)
 
 
-def write_mp4(path, frames):
-  """uint8 ``[T, H, W, 3]`` as H.264."""
+def write_mp4(path, frames, sound=None):
+  """uint8 ``[T, H, W, 3]`` as H.264; sound at 44.1 kHz as AAC."""
   av = pytest.importorskip("av")
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
     stream = container.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
+    track = None if sound is None else container.add_stream("aac", rate=44_100)
     for frame in frames:
       container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
     container.mux(stream.encode())
+    if track is not None:
+      samples = sound.astype(np.int16)[None]
+      piece = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+      piece.rate = 44_100
+      container.mux(track.encode(piece))
+      container.mux(track.encode())
 
 
 def write_wav(path, samples, rate=16_000, channels=1, width=2):

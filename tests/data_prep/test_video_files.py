@@ -15,6 +15,7 @@ from mer_dg.data.video_files import (
   encode_jpeg,
   jpeg_size,
   read_bytes,
+  read_sound,
   read_video,
   read_wav,
   stored_jpeg,
@@ -137,12 +138,63 @@ def test_wav_of_another_width(tmp_path):
   np.testing.assert_allclose(read_wav(path, 0.05, 0.06), samples[800:960], atol=1)
 
 
-@pytest.mark.parametrize("form", [{"rate": 44_100}, {"channels": 2}])
-def test_wav_of_another_form(tmp_path, form):
+def _tone(rate, seconds, hertz):
+  return 8000 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 96_000])
+def test_wav_of_another_rate(tmp_path, rate):
   path = tmp_path / "a.wav"
-  write_wav(path, np.zeros(1000), **form)
-  with pytest.raises(DataError, match=r"a.wav: .* expected 16000 Hz and 1; ffmpeg"):
-    wav_samples(path)
+  write_wav(path, _tone(rate, 1.0, 440), rate=rate)
+  actual = read_wav(path)
+  assert wav_samples(path) == len(actual) == 16_000
+  # The same tone, sampled at 16 kHz; its ends ring.
+  expected = _tone(16_000, 1.0, 440)
+  assert np.abs(actual - expected)[200:-200].max() < 0.01 * 8000
+  for start, stop in ((0.0, 0.2), (0.3337, 0.7001), (0.9, 2.0), (1.5, 2.0)):
+    piece = actual[round(start * 16_000) : round(stop * 16_000)]
+    np.testing.assert_array_equal(read_wav(path, start, stop), piece)
+
+
+def test_what_16_khz_cannot_hold_is_filtered(tmp_path):
+  path = tmp_path / "a.wav"
+  write_wav(path, _tone(48_000, 1.0, 13_000), rate=48_000)  # Would alias to 3 kHz.
+  assert np.abs(read_wav(path))[200:-200].max() < 0.01 * 8000
+
+
+def test_wav_of_two_channels(tmp_path):
+  path = tmp_path / "a.wav"
+  left, right = np.arange(1000), 3 * np.arange(1000)
+  write_wav(path, np.stack([left, right], axis=1), channels=2)
+  np.testing.assert_array_equal(read_wav(path), 2 * np.arange(1000))
+  assert wav_samples(path) == 1000
+  np.testing.assert_array_equal(read_wav(path, 0.025, 0.05), 2 * np.arange(400, 800))
+
+
+@pytest.mark.parametrize("rate", [1, 2**31 - 1])
+def test_wav_of_no_rate(tmp_path, rate):
+  path = tmp_path / "a.wav"
+  write_wav(path, np.zeros(1000), rate=rate)
+  with pytest.raises(DataError, match=rf"a.wav: {rate} Hz and 1 channels"):
+    read_wav(path)
+
+
+def test_the_sound_of_a_video(tmp_path):
+  path = tmp_path / "a.mp4"
+  write_mp4(path, _frames(48), sound=_tone(44_100, 2.0, 440))
+  actual = read_sound(path)
+  assert abs(len(actual) - 32_000) < 1600
+  part = actual[4000:28_000].astype(float)
+  power = np.abs(np.fft.rfft(part))
+  assert power.argmax() * 16_000 / len(part) == pytest.approx(440, abs=1)
+  np.testing.assert_array_equal(read_sound(path, 0.5, 1.0), actual[8000:16_000])
+  assert count_frames(path) == 48
+  write_mp4(path, _frames(3))
+  with pytest.raises(DataError, match=r"a.mp4: no sound in it"):
+    read_sound(path)
+  path.write_bytes(b"hello")
+  with pytest.raises(DataError, match=r"a.mp4: its sound cannot be read"):
+    read_sound(path)
 
 
 def test_damaged_wavs(tmp_path):
