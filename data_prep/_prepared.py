@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.video_scan import ON_ERROR, Problem
+from data_prep.video_scan import ON_ERROR, Problem, problem_lines
 from mer_dg.data.dataset import SPLITS
 from mer_dg.data.npz import save_npz
 
 Arrays = dict[str, np.ndarray]
 
-# Problems that are printed one by one.
-LISTED = 50
 # Keys that do not have one entry per row; nor does `<m>_kind`.
 _OF_THE_FILE = ("modalities", "class_names", "domain_names", "variant", "preparation")
 
@@ -122,16 +120,6 @@ def audit_lines(
   ]
 
 
-def problem_lines(problems: Sequence[Problem]) -> list[str]:
-  """``unusable: 2`` and what is wrong with each."""
-  more = len(problems) - LISTED
-  return [
-    f"unusable: {len(problems)}",
-    *(f"  {p}" for p in problems[:LISTED]),
-    *([f"  and {more} more"] if more > 0 else []),
-  ]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The options of every such command."""
   parser.add_argument("--out", help=".npz to write; without it the set is checked only")
@@ -175,7 +163,7 @@ def finish(
     report += audit_lines(arrays, ids, dedup=dedup, expected=expected)
     if dedup:
       arrays = take_rows(arrays, ~repeats(ids, arrays["split"]))
-  report += [*notes, *problem_lines(problems)]
+  report += [*notes, *problem_lines("unusable", problems)]
   print("\n".join(report))
   if problems and args.on_error == "stop":
     raise SystemExit("error: not all is usable; --on_error=skip goes on without it.")

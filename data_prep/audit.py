@@ -7,7 +7,9 @@ The root is the folder of the published layout (docs/video_data.md). The numbers
 clips per domain, split and class are compared with the published ones, clips that
 stand in a train and a test list are counted, and the files of every clip are looked
 at. When something is off the exit status is 1 and nothing is written;
-``--on_error=skip`` lists it, leaves the unusable clips out and goes on.
+``--on_error=skip`` lists it, leaves the unusable clips out and goes on. A clip whose
+sound alone is missing is kept, with the sound track of its video or without sound.
+``--decode`` decodes every frame, which alone finds what is damaged in the middle.
 
 The list goes to ``<root>/clips.json`` (or ``--out``) and is what training reads.
 """
@@ -20,7 +22,13 @@ from collections.abc import Sequence
 import os
 import pathlib
 
-from data_prep.video_scan import ON_ERROR, Problem, scan, with_modalities
+from data_prep.video_scan import (
+  ON_ERROR,
+  Problem,
+  problem_lines,
+  scan,
+  with_modalities,
+)
 from data_prep.video_splits import (
   PUBLISHED,
   PUBLISHED_REPEATS,
@@ -33,9 +41,6 @@ from data_prep.video_splits import (
 from mer_dg.data.dataset import DataError
 from mer_dg.data.video_sources import TABLE_FILE
 from mer_dg.data.video_table import MODALITIES, SPLITS, ClipTable
-
-# Unusable clips that are printed one by one.
-LISTED = 50
 
 
 def audit(
@@ -62,8 +67,8 @@ def audit(
     progress: Write progress to stderr.
 
   Returns:
-    The usable clips, the problems of the others, a report to print, and whether all is
-    as published.
+    The usable clips, the problems found, a report to print, and whether all is as
+    published.
 
   Raises:
     DataError: A list cannot be read.
@@ -92,9 +97,9 @@ def audit(
     f"test clips of a recording that the train list has too: {_shared(listed)}",
     f"listed twice in one list, kept: {len(twice)}",
     *(f"  {a.where} and {b.where}, classes {a.label} and {b.label}" for a, b in twice),
-    f"unusable: {len(problems)}",
-    *(f"  {p}" for p in problems[:LISTED]),
-    *([f"  and {len(problems) - LISTED} more"] if len(problems) > LISTED else []),
+    *problem_lines("unusable", [p for p in problems if not p.kept]),
+    *problem_lines("kept, but the sound", [p for p in problems if p.kept]),
+    *([] if decode else ["frames were not decoded (--decode)"]),
   ]
   return table, problems, "\n".join(lines), as_listed and not problems
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
 import dataclasses
 import functools
 import os
@@ -15,25 +16,42 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_files import count_frames, wav_samples
-from mer_dg.data.video_sources import TreeMedia
+from mer_dg.data.video_files import count_frames, read_sound, wav_samples
+from mer_dg.data.video_sources import TreeMedia, check_pair
 from mer_dg.data.video_table import MODALITIES, Clip, ClipTable, Frames, Sound
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 ON_ERROR = ("stop", "skip")
+# Problems that are printed one by one.
+LISTED = 50
 
 
 class Problem(NamedTuple):
-  """What is wrong with one clip: its id, where it is listed, and a sentence."""
+  """What is wrong with one clip: its id, where it is listed, and a sentence.
+
+  ``kept`` says that the clip can be used nevertheless, without its sound or with the
+  sound track of its video.
+  """
 
   clip: str
   where: str
   what: str
+  kept: bool = False
 
   def __str__(self) -> str:
     return f"{self.what} [{self.clip}, {self.where}]"
+
+
+def problem_lines(title: str, problems: Sequence[Problem]) -> list[str]:
+  """``title: 2`` and what is wrong with each."""
+  more = len(problems) - LISTED
+  return [
+    f"{title}: {len(problems)}",
+    *(f"  {p}" for p in problems[:LISTED]),
+    *([f"  and {more} more"] if more > 0 else []),
+  ]
 
 
 def with_modalities(table: ClipTable, modalities: Sequence[str]) -> ClipTable:
@@ -71,7 +89,7 @@ def scan(
 
   Returns:
     The table of the usable clips, with the lengths of videos filled in, and the
-    problems of the others.
+    problems: of the clips left out, and of those that are kept with less.
   """
   root = pathlib.Path(root).expanduser()
   folders = functools.lru_cache(maxsize=None)(_numbers)  # Per scan: files may change.
@@ -81,12 +99,13 @@ def scan(
   )
   good = tuple(clip for clip, _ in found if clip is not None)
   problems = [p for _, p in found if p is not None]
-  skipped = (*table.skipped, *(p.clip for p in problems))
+  skipped = (*table.skipped, *(p.clip for p in problems if not p.kept))
   return dataclasses.replace(table, clips=good, skipped=skipped), problems
 
 
 def _scan_clip(clip: Clip, root: pathlib.Path, folders, decode: bool):
-  """The clip with its lengths and None, or None and what is wrong."""
+  """The clip with its lengths, or None; and what is wrong, or None."""
+  problem = None
   try:
     parts: dict[str, Any] = {}
     for m in ("video", "flow"):
@@ -94,7 +113,11 @@ def _scan_clip(clip: Clip, root: pathlib.Path, folders, decode: bool):
       if frames is not None:
         parts[m] = _scan_frames(frames, root, folders)
     if clip.audio is not None:
-      _scan_sound(clip.audio, root)
+      sound, what = _scan_sound(clip, root)
+      if sound is None and not parts:
+        raise DataError(what)
+      clip = clip._replace(audio=sound)
+      problem = Problem(clip.id, clip.where, what, kept=True) if what else None
     clip = clip._replace(**parts)
     if decode:
       media = TreeMedia(clip, root, None)
@@ -105,7 +128,7 @@ def _scan_clip(clip: Clip, root: pathlib.Path, folders, decode: bool):
       media.audio()
   except DataError as error:
     return None, Problem(clip.id, clip.where, str(error).removesuffix("."))
-  return clip, None
+  return clip, problem
 
 
 def _scan_frames(frames: Frames, root: pathlib.Path, folders) -> Frames:
@@ -113,7 +136,9 @@ def _scan_frames(frames: Frames, root: pathlib.Path, folders) -> Frames:
   if frames.is_video:
     stored = tuple(count_frames(path) for path in paths)
     # The references leave out the last frame; a video of one frame keeps it.
-    return frames._replace(stored=stored, count=max(stored[0] - 1, 1))
+    frames = frames._replace(stored=stored, count=max(stored[0] - 1, 1))
+    check_pair(frames, root)
+    return frames
   if frames.count < 1:
     raise DataError(f"{paths[0]}: the clip is too short for a single frame.")
   wanted = range(frames.first, frames.first + frames.count)
@@ -125,11 +150,29 @@ def _scan_frames(frames: Frames, root: pathlib.Path, folders) -> Frames:
         f"{path}: {len(missing)} of {frames.count} frames missing, the first is "
         f"frame_{missing[0]:010d}.jpg"
       )
+  check_pair(frames, root)
   return frames
 
 
-def _scan_sound(sound: Sound, root: pathlib.Path) -> None:
-  wav_samples(root / sound.path)
+def _scan_sound(clip: Clip, root: pathlib.Path) -> tuple[Sound | None, str]:
+  """The sound of a clip that has one, and what is wrong with it.
+
+  Where its own file is missing or damaged the sound track of the clip's video stands
+  in; where there is none either, the clip has no sound.
+  """
+  sound: Any = clip.audio
+  try:
+    wav_samples(root / sound.path)
+    return sound, ""
+  except DataError as error:
+    what = str(error).removesuffix(".")
+  if clip.video is not None and clip.video.is_video:
+    (film,) = clip.video.paths
+    with contextlib.suppress(DataError):
+      if len(read_sound(root / film)):
+        stop = None if sound.stop is None else sound.stop - sound.start
+        return Sound(film, 0.0, stop), f"{what}; the sound track of its video is used"
+  return None, f"{what}; kept without sound"
 
 
 def _numbers(folder: pathlib.Path) -> frozenset[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 import csv
+import functools
 import math
 import os
 import pathlib
@@ -27,6 +28,7 @@ from mer_dg.data.video_table import (
 EPIC_CLASSES = ("take", "put", "open", "close", "wash", "cut", "mix", "pour")
 EPIC_DOMAINS = ("D1", "D2", "D3")  # Kitchens P08, P01, P22.
 EPIC_LISTS = "MM-SADA_Domain_Adaptation_Splits"
+EPIC_FILMS = "EPIC-mp4"
 HAC_CLASSES = (
   "sleeping",
   "watching tv",
@@ -99,6 +101,8 @@ def read_splits(
   root = pathlib.Path(root).expanduser()
   if not root.is_dir():
     raise DataError(f"root={str(root)!r} is not a folder.")
+  if root.name == EPIC_FILMS:
+    raise DataError(f"root={str(root)!r}: name the folder that holds it.")
   if name == "hac":
     clips = _hac_clips(root)
     classes, domains = HAC_CLASSES, HAC_DOMAINS
@@ -213,52 +217,43 @@ def _epic_clip(d, domain, split, index, where, row, media) -> Clip:
 def _epic_layout(root: pathlib.Path, layout: str) -> Callable[..., Any]:
   """``(domain, split, recording, start, stop, label) -> video, flow, folder of wavs``.
 
-  Flow has half the frame rate: it starts at ``ceil(start / 2)`` and has
+  Frames lie in the root; videos and their sound there or beside the lists, as in the
+  benchmark of arXiv 2605.06643: each kind, split and kitchen is looked for. Flow has
+  half the frame rate: it starts at ``ceil(start / 2)`` and has
   ``floor((stop - start) / 2)`` frames.
   """
   if layout not in ("auto", "frames", "mp4"):
     raise DataError(f"layout={layout!r} is not one of ('auto', 'frames', 'mp4').")
-  bases = (pathlib.PurePosixPath("."), pathlib.PurePosixPath(EPIC_LISTS))
-  found = [b for b in bases if (root / b / "EPIC-mp4").is_dir()]
-  if layout == "frames" or (layout == "auto" and not found):
-    return _epic_frames
-  base = found[0] if found else bases[0]
-  films = base / "EPIC-mp4"
-  colour = next((n for n in ("video", "rgb") if (root / films / n).is_dir()), "video")
+  bases = [b for b in (".", EPIC_LISTS) if (root / b / EPIC_FILMS).is_dir()]
+  if layout == "auto":
+    layout = "mp4" if bases else "frames"
+  bases = dict.fromkeys([*bases, ".", EPIC_LISTS]) if layout == "mp4" else ["."]
+
+  @functools.cache
+  def folder(split: str, domain: str, *names: str) -> pathlib.PurePosixPath:
+    kinds = [pathlib.PurePosixPath(base, name) for base in bases for name in names]
+    tried = [kind / split / domain for kind in kinds]
+    there = [path for path in tried if (root / path).is_dir()]
+    # None: then whoever looks for its files will say which folder is missing.
+    begun = [kind / split / domain for kind in kinds if (root / kind).is_dir()]
+    return [*there, *begun, *tried][0]
 
   def media(domain, split, source, start, stop, label):
-    flow_start = math.ceil(start / 2)
-    flow_stop = flow_start + (stop - start) // 2
-    name = f"{domain}_{source}_{start}_{stop}_{label}.mp4"
-    video = str(films / colour / split / domain / name)
-    flow = tuple(
-      str(
-        films
-        / "flow"
-        / split
-        / domain
-        / f"{domain}_{source}_{flow_start}_{flow_stop}_{label}_{way}.mp4"
-      )
-      for way in "uv"
-    )
-    wavs = base / "rgb" / split / domain
-    return _film(video), _film(*flow), str(wavs)
+    half, half_count = math.ceil(start / 2), (stop - start) // 2
+    wavs = str(folder(split, domain, "rgb"))
+    if layout == "frames":
+      colour = folder(split, domain, "rgb") / source
+      flow = folder(split, domain, "flow") / source
+      ways = (f"{flow}/u", f"{flow}/v")
+      video = Frames((str(colour),), count=stop - start, first=start)
+      return video, Frames(ways, count=half_count, first=half), wavs
+    colour = folder(split, domain, f"{EPIC_FILMS}/video", f"{EPIC_FILMS}/rgb")
+    flow = folder(split, domain, f"{EPIC_FILMS}/flow")
+    clip = f"{domain}_{source}"
+    ways = (f"{flow}/{clip}_{half}_{half + half_count}_{label}_{w}.mp4" for w in "uv")
+    return _film(f"{colour}/{clip}_{start}_{stop}_{label}.mp4"), _film(*ways), wavs
 
   return media
-
-
-def _epic_frames(domain, split, source, start, stop, label):
-  del label
-  colour, flow = (f"{kind}/{split}/{domain}/{source}" for kind in ("rgb", "flow"))
-  return (
-    Frames((colour,), count=stop - start, first=start),
-    Frames(
-      (f"{flow}/u", f"{flow}/v"),
-      count=(stop - start) // 2,
-      first=math.ceil(start / 2),
-    ),
-    f"rgb/{split}/{domain}",
-  )
 
 
 # --- HAC -----------------------------------------------------------------------------
@@ -268,16 +263,18 @@ def _hac_clips(root: pathlib.Path) -> list[Clip]:
   folder = _lists_folder(root, HAC_LISTS, "HAC_train_only_human.csv")
   clips: list[Clip] = []
   for d, domain in enumerate(HAC_DOMAINS):
+    # The benchmark of arXiv 2605.06643 has the media beside the lists.
+    inside = not (root / domain).is_dir() and (root / HAC_LISTS / domain).is_dir()
+    base = f"{HAC_LISTS}/{domain}" if inside else domain
     for split in SPLITS:
       path = folder / f"HAC_{split}_only_{domain}.csv"
       for i, row in enumerate(_csv_rows(path)):
-        clips.append(
-          _hac_clip(d, domain, split, len(clips), f"{path} row {i + 1}", row)
-        )
+        where = f"{path} row {i + 1}"
+        clips.append(_hac_clip(d, domain, base, split, len(clips), where, row))
   return _distinct(clips)
 
 
-def _hac_clip(d, domain, split, index, where, row) -> Clip:
+def _hac_clip(d, domain, base, split, index, where, row) -> Clip:
   if len(row) != 2:
     raise DataError(f"{where}: expected a file name and a class, got {row}.")
   name = check_name(row[0], where)
@@ -286,7 +283,7 @@ def _hac_clip(d, domain, split, index, where, row) -> Clip:
     raise DataError(f"{where}: {name!r} does not end with .mp4.")
   label = _whole(row[1], where)
   _check_label(label, HAC_CLASSES, where)
-  flow = (f"{domain}/flow/{stem}_flow_{way}.mp4" for way in "xy")
+  flow = (f"{base}/flow/{stem}_flow_{way}.mp4" for way in "xy")
   return Clip(
     id=f"{domain}/{split}/{name}",
     index=index,
@@ -296,8 +293,8 @@ def _hac_clip(d, domain, split, index, where, row) -> Clip:
     # Clips of one recording are numbered: <recording>-001, -002, ...
     source=re.sub(r"-\d{3}$", "", stem),
     where=where,
-    video=_film(f"{domain}/videos/{name}"),
-    audio=Sound(f"{domain}/audio/{stem}.wav"),
+    video=_film(f"{base}/videos/{name}"),
+    audio=Sound(f"{base}/audio/{stem}.wav"),
     flow=_film(*flow),
   )
 

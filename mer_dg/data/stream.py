@@ -42,7 +42,8 @@ class RowSource(Protocol):
     """``{"inputs": {m: array}, "present": {m: bool}, "label": int, "index": int}``.
 
     Arrays of one modality have one shape in all rows; where a modality is missing
-    they are zero. Sources of other elements come with a ``read_row``. A source that
+    they are zero. A row that also has ``"damaged": True`` is masked, like padding.
+    Sources of other elements come with a ``read_row``. A source that
     augments has ``read(row, step)`` instead, and gets the step of the batch.
     """
     ...
@@ -344,8 +345,10 @@ class _Loader:
     if isinstance(self._source, DatasetSource) and self._read_row is None:
       return gather_batch(self._source.arrays, rows, domain, mask)
     wanted, place = np.unique(rows, return_inverse=True)  # Padding repeats rows.
-    stacked = _stack([self._row(int(r), int(step)) for r in wanted], wanted)
-    return gather_batch(stacked, place, domain, mask)
+    elements = [self._row(int(r), int(step)) for r in wanted]
+    whole = np.array([not e.get("damaged", False) for e in elements])
+    stacked = _stack(elements, wanted)
+    return gather_batch(stacked, place, domain, mask & whole[place])
 
   def _row(self, row: int, step: int) -> Row:
     if hasattr(self._source, "read"):  # Its augmentation depends on the step.

@@ -11,7 +11,8 @@ import numpy as np
 
 from mer_dg.data.av_digits import ENVIRONMENT
 from mer_dg.data.dataset import SPLITS, DataError, Dataset
-from mer_dg.data.video_reader import ClipReader
+from mer_dg.data.video_files import JPEG_QUALITY
+from mer_dg.data.video_reader import MAX_DAMAGED, ClipReader
 from mer_dg.data.video_sources import (
   TABLE_FILE,
   PreparedSource,
@@ -36,10 +37,13 @@ class VideoDataset(Dataset):
   Attributes:
     source: Where the media are; row i is clip i of its table.
     chosen: Modalities in use, in the order video, audio, flow.
+    damaged: ``{id: what is wrong}`` of the clips that readers of this process met and
+      left out, for records.
   """
 
   source: VideoSource
   chosen: tuple[str, ...]
+  damaged: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -61,7 +65,12 @@ class VideoDataset(Dataset):
     return dataclasses.replace(self, chosen=chosen)
 
   def reader(
-    self, *, train: bool, seed: int = 0, sync_augment: bool = False
+    self,
+    *,
+    train: bool,
+    seed: int = 0,
+    sync_augment: bool = False,
+    max_damaged: float = MAX_DAMAGED,
   ) -> ClipReader:
     """Rows of the modalities in use; see `ClipReader`."""
     return ClipReader(
@@ -70,10 +79,14 @@ class VideoDataset(Dataset):
       train=train,
       seed=seed,
       sync_augment=sync_augment,
+      damaged=self.damaged,
+      max_damaged=max_damaged,
     )
 
 
-def load_video(name: str, path: str | os.PathLike = "") -> VideoDataset:
+def load_video(
+  name: str, path: str | os.PathLike = "", *, reencode: bool = True
+) -> VideoDataset:
   """EPIC-Kitchens or HAC, as `data_prep.audit` or `data_prep.video` left it.
 
   Args:
@@ -81,14 +94,18 @@ def load_video(name: str, path: str | os.PathLike = "") -> VideoDataset:
     path: A prepared set, or the published folder with its ``clips.json``. Without one
       the folders of `FOLDERS` in ``MER_DG_DATA`` are looked for, the prepared one
       first.
+    reencode: Show frames of another size than 256 after JPEG, as a prepared set stores
+      them. False shows them as they are decoded, which is what the references train
+      on, and is another version of the data.
 
   Returns:
     The set with all modalities that its clips have.
 
   Raises:
-    DataError: No such folder, no list of clips in it, or one of another set.
+    DataError: No such folder, no list of clips in it, or one of another set; or a
+      prepared set of videos with ``reencode=False``.
   """
-  source = _source(name, _folder(name, path))
+  source = _source(name, _folder(name, path), reencode)
   table = source.table
   if table.name != name:
     raise DataError(f"{path or name}: holds the set {table.name!r}, not {name!r}.")
@@ -109,7 +126,7 @@ def load_video(name: str, path: str | os.PathLike = "") -> VideoDataset:
     group=np.unique(recordings, return_inverse=True)[1].astype(np.int64),
     class_names=table.class_names,
     domain_names=table.domain_names,
-    version=table.version,
+    version=table.version if reencode else f"as_decoded/{table.version}",
     source=source,
     chosen=available(table),
   )
@@ -133,15 +150,22 @@ def _folder(name: str, path: str | os.PathLike) -> pathlib.Path:
   )
 
 
-def _source(name: str, folder: pathlib.Path) -> VideoSource:
+def _source(name: str, folder: pathlib.Path, reencode: bool) -> VideoSource:
   """The published folder if its list of clips is there alone, else a prepared set."""
   table = folder / TABLE_FILE
   if table.is_file() and not (folder / "features.json").is_file():
-    return TreeSource(table, folder)
+    return TreeSource(table, folder, jpeg_quality=JPEG_QUALITY if reencode else None)
   try:
-    return PreparedSource(folder)
+    source = PreparedSource(folder)
   except DataError as error:
     raise DataError(
       f"{error} A published folder needs its list of clips first: `python -m "
       f"data_prep.audit --set={name} --root={folder}` (docs/video_data.md)."
     ) from error
+  films = (f for c in source.table.clips for f in (c.video, c.flow) if f is not None)
+  if not reencode and any(f.is_video for f in films):
+    raise DataError(
+      f"{folder}: holds the frames of videos as JPEG; without them being encoded anew "
+      "they are read from the published folder only."
+    )
+  return source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ from mer_dg.data.video_table import MODALITIES, Clip, Frames
 
 # The references turn frame numbers into seconds with this, whatever the video says.
 FRAMES_PER_SECOND = 24.0
+# A run survives so many damaged clips, as a share of all.
+MAX_DAMAGED = 0.01
 
 
 class ClipReader:
@@ -48,6 +51,10 @@ class ClipReader:
       them independently.
     at: In evaluation, where the window begins, from 0 (the first place where it fits)
       to just below 1 (the last); None is the middle.
+    damaged: ``{id: what is wrong}`` of clips that could not be read, filled here;
+      readers of one set share it. Each process has its own.
+    max_damaged: Share of the clips that may be damaged. Such a clip becomes a row
+      without inputs that is marked ``damaged``, and a warning; batches mask it.
   """
 
   def __init__(
@@ -59,6 +66,8 @@ class ClipReader:
     seed: int = 0,
     sync_augment: bool = False,
     at: float | None = None,
+    damaged: dict[str, str] | None = None,
+    max_damaged: float = MAX_DAMAGED,
   ):
     there = available(source.table)
     unknown = [m for m in modalities if m not in there]
@@ -70,6 +79,8 @@ class ClipReader:
     self.source, self.train, self.seed = source, train, seed
     self.modalities = tuple(m for m in MODALITIES if m in modalities)
     self._sync, self._at = sync_augment, at
+    self.damaged = {} if damaged is None else damaged
+    self._max_damaged = max_damaged
 
   def __len__(self) -> int:
     return len(self.source.table)
@@ -88,14 +99,46 @@ class ClipReader:
       epoch: Anything that differs when the clip comes again, e.g. the step.
 
     Returns:
-      ``{"inputs": ..., "present": ..., "label": ..., "index": ...}``; inputs of a
-      missing modality are zero.
+      ``{"inputs": ..., "present": ..., "label": ..., "index": ..., "damaged": ...}``;
+      inputs of a missing modality are zero.
 
     Raises:
-      DataError: A file is missing or damaged.
+      DataError: More files are missing or damaged than may be.
     """
     clip = self.source.table.clips[row]
-    media = self.source.open(row)
+    try:
+      inputs, present = self._read(clip, self.source.open(row), epoch)
+      damaged = False
+    except DataError as error:
+      self._note(clip, error)
+      inputs = {m: self._zeros(m) for m in self.modalities}
+      present, damaged = dict.fromkeys(self.modalities, False), True
+    return {
+      "inputs": inputs,
+      "present": present,
+      "label": clip.label,
+      "index": clip.index,
+      "damaged": damaged,
+    }
+
+  def _note(self, clip: Clip, error: DataError) -> None:
+    """Remembers a damaged clip and warns, once; or raises where there are too many."""
+    what = str(error).removesuffix(".")
+    told = clip.id in self.damaged
+    self.damaged[clip.id] = what
+    allowed = int(self._max_damaged * len(self))
+    here = f"{what} [{clip.id}, {clip.where}]"
+    if len(self.damaged) > allowed:
+      raise DataError(
+        f"{here}: {len(self.damaged)} damaged clips of {len(self)}, {allowed} are let "
+        "pass. `python -m data_prep.audit --decode --on_error=skip` finds all and "
+        "leaves them out."
+      ) from error
+    if not told:
+      warnings.warn(f"{here}: left out.", RuntimeWarning, stacklevel=3)
+
+  def _read(self, clip: Clip, media: Media, epoch: int):
+    """Inputs of a clip, and which are there."""
     inputs, present = {}, {}
     indices = {
       m: self._indices(clip, m, epoch) for m in RECIPES if self._frames(clip, m)
@@ -107,12 +150,7 @@ class ClipReader:
         value = self._clip(clip, media, m, indices.get(m), epoch)
       present[m] = value is not None
       inputs[m] = self._zeros(m) if value is None else value
-    return {
-      "inputs": inputs,
-      "present": present,
-      "label": clip.label,
-      "index": clip.index,
-    }
+    return inputs, present
 
   def _frames(self, clip: Clip, m: str) -> Frames | None:
     frames: Frames | None = getattr(clip, m)

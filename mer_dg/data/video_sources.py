@@ -20,16 +20,20 @@ from mer_dg.data.spectrogram import SAMPLES
 from mer_dg.data.video_files import (
   JPEG_QUALITY,
   decode_jpeg,
+  jpeg_size,
   read_bytes,
+  read_sound,
   read_video,
-  read_wav,
   stored_frame,
   stored_jpeg,
+  video_size,
   wav_range,
 )
 from mer_dg.data.video_table import MODALITIES, Clip, ClipTable, Frames, load_table
 
 TABLE_FILE = "clips.json"
+# Frames by which the two videos of a flow may differ, and the same as a share.
+FEW_FRAMES, SHARE_OF_FRAMES = 2, 0.05
 
 
 class Media(Protocol):
@@ -95,6 +99,7 @@ class TreeMedia:
     frames: Frames | None = getattr(self._clip, modality)
     if frames is None:
       return None
+    check_pair(frames, self._root)
     places, back = np.unique(frames.places(sampled), return_inverse=True)
     ways = range(len(frames.paths))
     name = f"{self._clip.id} {modality}"
@@ -106,9 +111,9 @@ class TreeMedia:
       return None
     path = self._root / sound.path
     if sound.stop is None:
-      return read_wav(path, start, stop)
+      return read_sound(path, start, stop)
     begin = sound.start + start
-    return read_wav(path, begin, sound.stop if stop is None else sound.start + stop)
+    return read_sound(path, begin, sound.stop if stop is None else sound.start + stop)
 
   def jpegs(self, frames: Frames, way: int, places: np.ndarray) -> list[bytes]:
     """Frames as a prepared set stores them."""
@@ -121,10 +126,7 @@ class TreeMedia:
 
   def names(self, frames: Frames, way: int, places: np.ndarray) -> list[str]:
     """The file of each frame."""
-    path = self._root / frames.paths[way]
-    if frames.is_video:
-      return [str(path)] * len(places)
-    return [str(path / f"frame_{frames.first + int(p):010d}.jpg") for p in places]
+    return _names(frames, self._root, way, places)
 
   def _images(self, frames: Frames, way: int, places: np.ndarray) -> list[np.ndarray]:
     if self._quality is None:
@@ -151,6 +153,38 @@ class TreeMedia:
     for image, count in zip(images, times, strict=True):
       for _ in range(count):
         yield image
+
+
+def _names(frames: Frames, root: pathlib.Path, way: int, places) -> list[str]:
+  path = root / frames.paths[way]
+  if frames.is_video:
+    return [str(path)] * len(places)
+  return [str(path / f"frame_{frames.first + int(p):010d}.jpg") for p in places]
+
+
+def check_pair(frames: Frames, root: pathlib.Path) -> None:
+  """Whether the two ways of a flow can belong together.
+
+  Raises:
+    DataError: They differ in size, or in length by more than a few frames: scaled and
+      repeated they would fit, and show different things.
+  """
+  if len(frames.paths) < 2:
+    return
+  least, most = min(frames.stored, default=0), max(frames.stored, default=0)
+  if most - least > max(FEW_FRAMES, SHARE_OF_FRAMES * most):
+    counts = " and ".join(map(str, frames.stored))
+    raise DataError(
+      f"{root / frames.paths[0]}: the two directions of the flow have {counts} frames."
+    )
+  files = [_names(frames, root, way, [0])[0] for way in range(len(frames.paths))]
+  if frames.is_video:
+    sizes = [video_size(file) for file in files]
+  else:
+    sizes = [jpeg_size(read_bytes(file), file) for file in files]
+  if len(set(sizes)) > 1:
+    shapes = " and ".join(f"{h}x{w}" for h, w in sizes)
+    raise DataError(f"{files[0]}: the two directions of the flow are {shapes}.")
 
 
 def _channels(frames: Frames) -> int:

@@ -59,7 +59,7 @@ class Frames(NamedTuple):
 
 
 class Sound(NamedTuple):
-  """A wav file, and which seconds of it belong to the clip.
+  """A wav file, or a video for its sound; and which seconds belong to the clip.
 
   ``stop`` None: the sound follows the sampled frames, at `FRAMES_PER_SECOND`.
   """

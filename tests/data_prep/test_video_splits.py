@@ -107,6 +107,8 @@ def test_epic_as_one_video_per_clip(tmp_path):
   assert read_splits("epic", tmp_path, layout="frames").clips[1].video == Frames(
     ("rgb/train/D1/P08_01",), count=64, first=30
   )
+  with pytest.raises(DataError, match=r"EPIC-mp4': name the folder that holds it"):
+    read_splits("epic", tmp_path / films)
   with pytest.raises(DataError, match=r"layout='mp5' is not one of"):
     read_splits("epic", tmp_path, layout="mp5")
 
@@ -232,3 +234,44 @@ def test_bad_tables_are_refused(tmp_path):
     load_table(path)
   with pytest.raises(DataError, match=r"cannot be read .*data_prep.audit"):
     load_table(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("sound", ["", "MM-SADA_Domain_Adaptation_Splits"])
+@pytest.mark.parametrize("root", ["", "MM-SADA_Domain_Adaptation_Splits"])
+def test_epic_as_the_benchmark_has_it(tmp_path, root, sound):
+  """All of it beside the lists; either folder may be named, colour is video or rgb."""
+  lists = tmp_path / "MM-SADA_Domain_Adaptation_Splits"
+  write_epic_lists(tmp_path)
+  folders = {}
+  for i, (domain, split) in enumerate(
+    (d, s) for d in ("D1", "D2", "D3") for s in ("train", "test")
+  ):
+    colour = ("video", "rgb")[i % 2]
+    for name in (f"EPIC-mp4/{colour}", "EPIC-mp4/flow"):
+      (lists / name / split / domain).mkdir(parents=True)
+    if root and not sound:
+      continue  # Sound above the root cannot be reached.
+    (tmp_path / sound / "rgb" / split / domain).mkdir(parents=True)
+    folders[domain, split] = colour
+  top = tmp_path / root
+  for clip in read_splits("epic", top).clips:
+    domain, split, _ = clip.id.split("/")
+    film, audio = top / clip.video.paths[0], top / clip.audio.path
+    assert film.parent.is_dir()
+    assert all((top / p).parent.is_dir() for p in clip.flow.paths)
+    if folders:
+      assert audio.parent == tmp_path / sound / "rgb" / split / domain
+      assert film.parent.parent.parent.name == folders[domain, split]
+
+
+@pytest.mark.parametrize("root", ["", "HAC_Splits"])
+def test_hac_as_the_benchmark_has_it(tmp_path, root):
+  """Media beside the lists."""
+  for domain in ("human", "animal", "cartoon"):
+    for split in ("train", "test"):
+      write_hac_list(tmp_path, split, domain, [(f"{split}.mp4", 0)])
+    for kind in ("videos", "flow", "audio"):
+      (tmp_path / "HAC_Splits" / domain / kind).mkdir(parents=True)
+  for clip in read_splits("hac", tmp_path / root).clips:
+    paths = (*clip.video.paths, *clip.flow.paths, clip.audio.path)
+    assert all((tmp_path / root / p).parent.is_dir() for p in paths)
