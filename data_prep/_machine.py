@@ -19,6 +19,14 @@ from typing import IO, Any, NamedTuple
 # Memory that objects may take, in bytes: so much in any case, and per byte of the file.
 BASE, PER_BYTE = 2**29, 8
 _SCALAR, _CONTAINER = 32, 100  # What one of them takes, about.
+# Names of what is plain in itself, and ours for it; see `read_pickle`.
+PLAIN = {
+  "_codecs encode": "latin1",
+  "builtins set": "set",
+  "__builtin__ set": "set",
+  "collections OrderedDict": "dict",
+  "collections Counter": "dict",
+}
 
 
 class Refused(Exception):
@@ -76,7 +84,8 @@ def read_pickle(file: Bounded, allowed: Callable[[str], str | None]) -> Any:
 
   Returns:
     Plain containers, numbers, strings, `Call`, `Global` and `Persistent`. Containers
-    may contain each other or themselves: whoever walks over them has to count.
+    may contain each other or themselves: whoever walks over them has to count, and
+    nobody may hash, compare or print them.
 
   Raises:
     Refused: It mentions something else, or takes too much memory.
@@ -212,13 +221,16 @@ def _key(value: Any) -> Any:
 
 def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
   """What ``_codecs.encode`` does to the bytes of a protocol-2 pickle, and no more."""
-  if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-    raise Refused(f"_codecs.encode called with {type(text).__name__}, {encoding!r}")
+  if not isinstance(text, str) or not isinstance(encoding, str):
+    raise Refused("_codecs.encode called with what is no text")
+  if encoding not in ("latin1", "latin-1"):
+    raise Refused(f"_codecs.encode called with {encoding[:50]!r}")
   return text.encode("latin1")
 
 
 def _dict(pairs: Any = ()) -> dict[Any, Any]:
-  """An OrderedDict; Python 2 gave it its items as a list."""
+  """An OrderedDict or Counter, of a dict or, in Python 2, of a list of items."""
+  pairs = pairs.items() if type(pairs) is dict else pairs
   return {_key(key): value for key, value in pairs}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep._machine import Bounded, Call, Refused, read_pickle
+from data_prep._machine import PLAIN, Bounded, Call, Refused, read_pickle
 from mer_dg.data.archive import reason
 from mer_dg.data.dataset import DataError
 
@@ -66,7 +66,7 @@ _NAMES = {
   ),
 }
 _ALLOWED = {alias: name for name, aliases in _NAMES.items() for alias in aliases}
-_ALLOWED |= {"_codecs encode": "latin1"}
+_ALLOWED |= PLAIN
 
 
 def load_plain(path: str | os.PathLike) -> Any:
@@ -171,8 +171,10 @@ class _Builder:
     """A dtype of numbers or strings (or of objects), from its name and byte order."""
     if not isinstance(value, Call) or value.name != "numpy.dtype":
       raise Refused("an array without a dtype")
-    order = value.state[1] if value.state else "="
-    dtype = np.dtype(str(value.args[0]))
+    name, order = value.args[0], value.state[1] if value.state else "="
+    if not isinstance(name, str) or not isinstance(order, str):
+      raise Refused("a dtype without a name")
+    dtype = np.dtype(name)
     if dtype.kind not in "biufUSO":
       raise Refused(f"it holds an array of {dtype}")
     # "|" is the order of what has none (bytes, objects).
@@ -210,7 +212,9 @@ class _Builder:
 
   def index(self, value: Call) -> Any:
     """An index as an array."""
-    state = dict(value.args[1])
+    state = value.args[1]
+    if not isinstance(state, dict):
+      raise Refused("an index without its fields")
     if "data" in state:
       return self.rebuild(state["data"])
     counted = range(state["start"], state["stop"], state["step"])

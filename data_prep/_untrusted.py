@@ -16,7 +16,15 @@ import zipfile
 
 import numpy as np
 
-from data_prep._machine import Bounded, Call, Global, Persistent, Refused, read_pickle
+from data_prep._machine import (
+  PLAIN,
+  Bounded,
+  Call,
+  Global,
+  Persistent,
+  Refused,
+  read_pickle,
+)
 from mer_dg.data.archive import few, reason
 from mer_dg.data.dataset import DataError
 
@@ -46,13 +54,6 @@ _DTYPES = {
 _MAGIC = 0x1950A86A20F9469CFC6C  # First of the pickles of an old file.
 
 
-_MADE = {
-  "collections OrderedDict": "dict",
-  "collections Counter": "dict",
-  "builtins set": "set",
-  "__builtin__ set": "set",
-  "_codecs encode": "latin1",
-}
 _NOTED = (
   "torch.storage UntypedStorage",
   "torch.serialization _get_layout",
@@ -72,8 +73,8 @@ def _known(name: str) -> str | None:
   Tensors, and what training scripts leave beside them (an accuracy as a number of
   NumPy, a counter, a device); anything else is a file that was made for something else.
   """
-  if name in _MADE:
-    return _MADE[name]
+  if name in PLAIN:
+    return PLAIN[name]
   module, _, attribute = name.partition(" ")
   rebuilds = module == "torch._utils" and attribute.startswith("_rebuild_")
   plain = module == "torch" and attribute.isidentifier()  # A dtype, a storage, a size.
@@ -180,6 +181,8 @@ def _old(path: pathlib.Path) -> tuple[Any, dict[str, bytes]]:
     _item_sizes(content, sizes)
     storages = {}
     for key in keys:
+      if not isinstance(key, str):
+        raise ValueError("a storage without a name")
       count = int.from_bytes(file.read(8), "little")
       storages[key] = file.read(count * sizes.get(key, 1))
     return content, storages
@@ -193,13 +196,21 @@ def _item_sizes(content: Any, sizes: dict[Any, int]) -> None:
     if id(value) in seen:
       continue
     if isinstance(value, Persistent):
-      _, kind, key, *_ = value.id
+      kind, key = _storage(value)
       sizes[key] = _item_size(kind)
     elif isinstance(value, Call):
       waiting += [value.args, value.state]
     elif isinstance(value, (dict, list, tuple)):
       seen.add(id(value))  # All are alive, so no other object has its id.
       waiting += value.values() if isinstance(value, dict) else value
+
+
+def _storage(value: Any) -> tuple[Any, str]:
+  """Type and key of the storage that a tensor refers to."""
+  _, kind, key, *_ = value.id
+  if not isinstance(key, str):  # The hash of anything else could take for ever.
+    raise ValueError("a storage without a name")
+  return kind, key
 
 
 def _item_size(kind: Any) -> int:
@@ -223,7 +234,7 @@ def _array(where: str, tensor: Call, storages: Mapping[str, bytes], limit: int):
     kind = tensor.name.removeprefix("_rebuild_").replace("_", " ")
     raise DataError(f"{where} is a {kind}, which is not read.")
   storage, offset, shape, stride, *rest = tensor.args
-  _, kind, key, *_ = storage.id
+  kind, key = _storage(storage)
   name = rest[2].name if tensor.name.endswith("v3") else kind.name
   if name not in _DTYPES:
     raise DataError(f"{where} is of {name.removesuffix('Storage')}, which is not read.")

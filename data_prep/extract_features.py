@@ -33,6 +33,7 @@ import jax
 import numpy as np
 
 from data_prep.video_scan import Meter
+from mer_dg.data.archive import read_arrays
 from mer_dg.data.arrays import eval_blocks
 from mer_dg.data.dataset import DataError
 from mer_dg.data.npz import save_npz, to_npz_arrays
@@ -226,9 +227,8 @@ def _file_hash(path: str | os.PathLike) -> str:
 def _made_from(path: pathlib.Path) -> Any:
   """The plan that a finished file notes; None where there is none."""
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      return json.loads(str(archive["made_from"]))
-  except (OSError, ValueError, KeyError, EOFError):
+    return json.loads(str(read_arrays(path, ["made_from"])["made_from"]))
+  except ValueError:  # DataError is one.
     return None
 
 

@@ -41,6 +41,7 @@ HAC_CLASSES = (
 HAC_DOMAINS = ("human", "animal", "cartoon")
 HAC_LISTS = "HAC_Splits"
 SETS = ("epic", "hac")
+LAST_FRAME = 10**6  # Of a recording: four and a half hours.
 
 # Clips per class in the published lists: {set: {(domain, split): counts}}.
 PUBLISHED = {
@@ -193,10 +194,10 @@ def _epic_clip(d, domain, split, index, where, row, media) -> Clip:
   uid, source = (check_name(str(value), where) for value in (uid, source))
   start, stop, label = (_whole(value, where) for value in (start, stop, label))
   begin, end = (_seconds(value, where) for value in times)
-  if not 0 <= start < stop or not begin < end:
+  if not 0 <= start < stop <= LAST_FRAME or not begin < end:
     raise DataError(
       f"{where}: frames {start} to {stop}, seconds {begin} to {end}: the end has to "
-      "come after the start."
+      f"come after the start, and before frame {LAST_FRAME}."
     )
   _check_label(label, EPIC_CLASSES, where)
   video, flow, folder = media(domain, split, source, start, stop, label)

@@ -26,6 +26,8 @@ from mer_dg.data.spectrogram import SAMPLE_RATE
 # Quality at which frames are stored that have to be encoded anew, without chroma
 # subsampling.
 JPEG_QUALITY = 95
+# What is opened as an image, and how large it may say it is.
+_FORMATS, PIXELS = ("JPEG", "PNG"), 2**26
 # Rates in Hz and channels of sound that are taken for what they say.
 RATES, CHANNELS = range(1_000, 768_001), range(1, 65)
 # Length of the resampling filter either side, in samples of the lower rate: that of
@@ -62,22 +64,30 @@ def decode_jpeg(data: bytes, channels: int, where: str) -> np.ndarray:
   """
   mode = "L" if channels == 1 else "RGB"
   try:
-    with _pillow().open(io.BytesIO(data)) as image:
+    with _pillow().open(io.BytesIO(data), formats=_FORMATS) as image:
+      _check_pixels(where, image.height, image.width)
       image.draft(mode, None)  # Grey: decodes the luma plane only.
       image.load()
       array = np.asarray(image if image.mode == mode else image.convert(mode))
-  except (OSError, ValueError, SyntaxError) as error:
-    raise DataError(f"{where}: not a whole image ({error}).") from error
+  except DataError:
+    raise
+  except Exception as error:  # A damaged image can raise anything.
+    raise DataError(f"{where}: not a whole image ({reason(error)}).") from error
   return array.reshape(*array.shape[:2], channels)
 
 
 def jpeg_size(data: bytes, where: str) -> tuple[int, int]:
   """Height and width from the header."""
   try:
-    with _pillow().open(io.BytesIO(data)) as image:
+    with _pillow().open(io.BytesIO(data), formats=_FORMATS) as image:
       return image.height, image.width
-  except (OSError, ValueError, SyntaxError) as error:
-    raise DataError(f"{where}: not an image ({error}).") from error
+  except Exception as error:
+    raise DataError(f"{where}: not an image ({reason(error)}).") from error
+
+
+def _check_pixels(where: str | os.PathLike, height: int, width: int) -> None:
+  if height * width > PIXELS:
+    raise DataError(f"{where}: {height}x{width} pixels; {PIXELS} are the most.")
 
 
 def encode_jpeg(frame: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
@@ -179,6 +189,7 @@ def read_video(
   try:
     with av.open(str(path)) as container:
       stream = container.streams.video[0]
+      _check_pixels(path, stream.height, stream.width)
       stream.codec_context.thread_count = 1  # The caller has threads of its own.
       for i, frame in enumerate(container.decode(stream)):
         if frame.is_corrupt:

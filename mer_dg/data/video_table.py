@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mer_dg.data.archive import reason
 from mer_dg.data.dataset import DataError
 
 # The order of modalities in every concatenation.
@@ -187,8 +188,9 @@ def load_table(path: str | os.PathLike) -> ClipTable:
     ) from error
   except DataError:
     raise
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise DataError(f"{path}: not a table of clips ({error!r}).") from error
+  except Exception as error:  # Whatever else stands in it.
+    what = f"{type(error).__name__}: {reason(error)}"
+    raise DataError(f"{path}: not a table of clips ({what}).") from error
 
 
 def check_name(name: str, where: str) -> str:

@@ -256,7 +256,7 @@ def _break(path, frame):
 
 
 @pytest.mark.usefixtures("as_published")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_goes_on_without_a_damaged_clip(hac_root, tmp_path, workers):
   root = _copy(hac_root, tmp_path)
   dataset_of = lambda: load_video("hac", root)

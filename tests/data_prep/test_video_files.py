@@ -62,6 +62,14 @@ def test_damaged_jpeg(damage):
     decode_jpeg(data, 3, "a/b.jpg")
 
 
+def test_an_image_of_too_many_pixels():
+  data = bytearray(encode_jpeg(_frames()[0]))
+  at = data.index(b"\xff\xc0") + 5  # Height and width in the frame header, T.81 B.2.2.
+  data[at : at + 4] = b"\x23\x28\x23\x28"
+  with pytest.raises(DataError, match=r"x.jpg: 9000x9000 pixels; 67108864 are"):
+    decode_jpeg(bytes(data), 3, "x.jpg")
+
+
 def test_missing_file(tmp_path):
   with pytest.raises(DataError, match=r"x.jpg: No such file"):
     read_bytes(tmp_path / "x.jpg")

@@ -157,6 +157,7 @@ def test_hac_bad_rows(tmp_path, row, message):
     (",open,0", ",open,8", r"class 8 is not in 0\.\.7"),
     ("0,20", "20,20", "has to come after"),
     ("0,20", "x,20", "'x' is not a whole number"),
+    ("0,20", "0,1000000000000", "before frame 1000000"),
     ("00:00:00.00", "4.09 s", "is not a time"),
     ("00:00:00.00", "00:00:09.00", "has to come after"),
   ],
