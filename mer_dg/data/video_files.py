@@ -131,17 +131,10 @@ def count_frames(path: str | os.PathLike) -> int:
   Raises:
     DataError: It cannot be read, has no pictures, or ends before its index says.
   """
-  av = _pyav()
-  try:
-    with av.open(str(path)) as container:
-      if not container.streams.video:
-        raise DataError(f"{path}: no pictures in it.")
-      stream = container.streams.video[0]
-      packets = [p for p in container.demux(stream) if p.size]
-      promised = stream.frames
-      count = sum(not p.is_discard for p in packets)
-  except (av.FFmpegError, OSError, ValueError) as error:
-    raise DataError(f"{path}: not a readable video ({reason(error)}).") from error
+  with _pictures(path, "not a readable video") as (container, stream):
+    packets = [p for p in container.demux(stream) if p.size]
+    promised = stream.frames
+    count = sum(not p.is_discard for p in packets)
   if not count or len(packets) < promised or any(p.is_corrupt for p in packets):
     raise DataError(f"{path}: cut short, {count} of {promised} frames are there.")
   return count
@@ -153,17 +146,8 @@ def video_size(path: str | os.PathLike) -> tuple[int, int]:
   Raises:
     DataError: It cannot be read, or has no pictures.
   """
-  av = _pyav()
-  try:
-    with av.open(str(path)) as container:
-      if not container.streams.video:
-        raise DataError(f"{path}: no pictures in it.")
-      stream = container.streams.video[0]
-      return stream.height, stream.width
-  except (av.FFmpegError, OSError, ValueError) as error:
-    if isinstance(error, DataError):
-      raise
-    raise DataError(f"{path}: not a readable video ({reason(error)}).") from error
+  with _pictures(path, "not a readable video") as (_, stream):
+    return stream.height, stream.width
 
 
 def read_video(
@@ -182,28 +166,36 @@ def read_video(
   Raises:
     DataError: It cannot be decoded as far as the last of them.
   """
-  av = _pyav()
   form = "gray" if channels == 1 else "rgb24"
   wanted = {int(p) for p in places}
   last = max(wanted)
+  with _pictures(path, "cannot be decoded") as (container, stream):
+    _check_pixels(path, stream.height, stream.width)
+    stream.codec_context.thread_count = 1  # The caller has threads of its own.
+    for i, frame in enumerate(container.decode(stream)):
+      if frame.is_corrupt:
+        raise DataError(f"{path}: frame {i} is damaged.")
+      if i in wanted:
+        array = frame.to_ndarray(format=form)
+        yield array.reshape(*array.shape[:2], channels)
+      if i == last:
+        return
+  raise DataError(f"{path}: ends before frame {last}.")
+
+
+@contextlib.contextmanager
+def _pictures(path: str | os.PathLike, what: str) -> Generator[tuple[Any, Any]]:
+  """An open video and its stream of pictures; ``what`` is said of errors."""
+  av = _pyav()
   try:
     with av.open(str(path)) as container:
-      stream = container.streams.video[0]
-      _check_pixels(path, stream.height, stream.width)
-      stream.codec_context.thread_count = 1  # The caller has threads of its own.
-      for i, frame in enumerate(container.decode(stream)):
-        if frame.is_corrupt:
-          raise DataError(f"{path}: frame {i} is damaged.")
-        if i in wanted:
-          array = frame.to_ndarray(format=form)
-          yield array.reshape(*array.shape[:2], channels)
-        if i == last:
-          return
+      if not container.streams.video:
+        raise DataError(f"{path}: no pictures in it.")
+      yield container, container.streams.video[0]
+  except DataError:
+    raise
   except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-    if isinstance(error, DataError):
-      raise
-    raise DataError(f"{path}: cannot be decoded ({reason(error)}).") from error
-  raise DataError(f"{path}: ends before frame {last}.")
+    raise DataError(f"{path}: {what} ({reason(error)}).") from error
 
 
 # --- sound ---------------------------------------------------------------------------

@@ -109,10 +109,9 @@ def test_damaged_videos(tmp_path):
   with pytest.raises(DataError, match=r"a.mp4: cut short, 40 of 60 frames"):
     count_frames(path)
   path.write_bytes(data[:200])
-  with pytest.raises(DataError, match=r"a.mp4: not a readable video"):
-    count_frames(path)
-  with pytest.raises(DataError, match=r"a.mp4: cannot be decoded"):
-    list(read_video(path, np.array([0]), 3))
+  for read in (count_frames, lambda path: list(read_video(path, np.array([0]), 3))):
+    with pytest.raises(DataError, match=r"a.mp4: no pictures in it"):
+      read(path)
   with pytest.raises(DataError, match=r"none.mp4: .*No such file"):
     count_frames(tmp_path / "none.mp4")
   write_mp4(path, _frames(3))
