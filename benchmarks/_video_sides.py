@@ -17,19 +17,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from configs import epic_kitchens
+from mer_dg.contracts import InputSpec, Task
 from mer_dg.experiments import validate
 from mer_dg.experiments.pretrained import input_specs
 from mer_dg.experiments.video_config import KINDS
-from mer_dg.methods import Task, build_method, merge_recipes
+from mer_dg.methods import build_method, merge_recipes
 from mer_dg.networks import (
   Backbone,
-  InputSpec,
   make_backbone,
   make_network,
   place_weights,
 )
 from mer_dg.networks.pretrained import from_torch
-from mer_dg.training.state import make_state, run_keys
+from mer_dg.training.state import make_hyper, make_state, run_keys
 from mer_dg.training.step import make_train_step
 
 MODALITIES = ("video", "audio", "flow")
@@ -283,18 +283,19 @@ def our_steps(
   options = {**config["network"], "encoder": problem.backbones}
   network = make_network(problem.specs, num_classes=CLASSES, **options)
   horizon = dict(schedule="constant", total_steps=config["total_steps"])
-  task = Task(MODALITIES, CLASSES, SOURCES, batch, config["total_steps"])
+  widths, steps = tuple(network.widths.values()), config["total_steps"]
+  task = Task(MODALITIES, CLASSES, SOURCES, batch, steps, widths, network.fused_width)
   method = build_method(METHOD, merge_recipes(METHOD, config["recipes"]), task)
-  numbers = {k: config["optimizer"][k] for k in ("lr", "weight_decay")}
-  hyper = {"optimizer": numbers, "method": method.hyper}
+  hyper = make_hyper(network, method, config["optimizer"])
   make = functools.partial(
     make_state, network, method, scaling={}, hyper=hyper, **horizon
   )
   state = jax.jit(lambda seed: make(seed=seed))(np.uint32(0))
-  copy_heads(model, state.params)
+  copy_heads(model, state.params["net"])
   placed = place_weights(state.variables, problem.backbones, _converted(model, problem))
   placed = jax.device_put(placed)
-  state = state.replace(params=placed.pop("params"), constants=placed)
+  params = {**state.params, "net": placed.pop("params")}
+  state = state.replace(params=params, model_state=placed)
   rows = dict(
     inputs=inputs,
     present={m: np.ones(batch, bool) for m in MODALITIES},

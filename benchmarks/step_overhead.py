@@ -59,9 +59,10 @@ def make_program(method: str, modalities: int, arguments):
   import jax.numpy as jnp
   import numpy as np
 
-  from mer_dg.methods import Task, build_method
-  from mer_dg.networks import InputSpec, make_network
-  from mer_dg.training.state import make_state
+  from mer_dg.contracts import InputSpec, Task
+  from mer_dg.methods import build_method
+  from mer_dg.networks import make_network
+  from mer_dg.training.state import make_hyper, make_state
   from mer_dg.training.step import make_train_step
 
   names = tuple(f"m{i}" for i in range(modalities))
@@ -71,10 +72,11 @@ def make_program(method: str, modalities: int, arguments):
     embedding_dim=WIDTH,
     projection_dim=WIDTH,
   )
-  task = Task(names, 8, 3, BATCH, arguments.steps)
+  widths = (WIDTH,) * modalities
+  task = Task(names, 8, 3, BATCH, arguments.steps, widths, sum(widths))
   built = build_method(method, METHODS[method], task)
   horizon = dict(schedule="constant", total_steps=arguments.steps)
-  hyper = {"optimizer": {"lr": 1e-3, "weight_decay": 1e-4}, "method": built.hyper}
+  hyper = make_hyper(network, built, {"lr": 1e-3, "weight_decay": 1e-4})
   scale = {"center": np.zeros(arguments.width), "inv_scale": np.ones(arguments.width)}
   scaling = dict.fromkeys(names, scale)
   state = make_state(network, built, seed=0, scaling=scaling, hyper=hyper, **horizon)

@@ -146,12 +146,12 @@ def test_the_trunk_is_that_of_the_file_and_layer4_has_moved(trained, weights):
   for m, file in weights.items():
     stored = load_weights(file, make_backbone(KINDS[m], **SMALL))
     same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
-    same(state.constants["frozen"][m]["trunk"], stored["trunk"]["params"])
+    same(state.model_state["frozen"][m]["trunk"], stored["trunk"]["params"])
     for part in ("trunk", "layer4"):
-      same(state.constants["batch_stats"][m][part], stored[part]["batch_stats"])
+      same(state.model_state["batch_stats"][m][part], stored[part]["batch_stats"])
     moved = jax.tree.map(
       lambda a, b: float(jnp.max(jnp.abs(a - b))),
-      state.params[f"encoder_{m}"]["layer4"],
+      state.params["net"][f"encoder_{m}"]["layer4"],
       stored["layer4"]["params"],
     )
     # Adam's first steps are about lr = 1e-4 each, whatever the gradient.

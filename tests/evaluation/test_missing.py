@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mer_dg import evaluation
+from mer_dg.contracts import InputSpec
 from mer_dg.evaluation import missing
-from mer_dg.networks import InputSpec, make_network
+from mer_dg.networks import make_network
 
 WIDTHS = {"v": 3, "a": 2, "f": 4}
 N, K = 12, 3
@@ -86,7 +87,7 @@ def test_a_real_network_under_jit_matches_applying_it_with_the_modality_absent()
   network = make_network(
     specs, num_classes=K, encoder="linear", fusion="gated", embedding_dim=4,
     hidden_dim=4, fusion_dim=4, classifier_dim=4, projector_dim=4, projection_dim=4,
-    dropout=0.0, embedding_dropout=0.0, modality_dropout=0.0, input_clip=10.0,
+    dropout=0.0, embedding_dropout=0.0, input_clip=10.0,
     compute_dtype="float32",
   )  # fmt: skip
   variables = network.init(jax.random.key(0))

@@ -155,7 +155,7 @@ def test_time_left_is_reckoned_per_set(tmp_path, monkeypatch):
   monkeypatch.setattr("mer_dg.experiments.board.time.perf_counter", lambda: next(clock))
   planned = {"a/1": ("a", 4), "b/1": ("b", 2), "a/2": ("a", 4), "c/1": ("c", 2)}
   board = Board(planned, "accuracy", tmp_path / "progress.md")
-  wave = lambda n: grid.Wave([Run("erm", "t", s) for s in range(n)], [], [], None)
+  wave = lambda n: grid.Wave([Run("erm", "t", s) for s in range(n)], [], [], None, None)
   board.begin("a/1")
   board.add(wave(3))  # 10 s each; the other sets are taken to be like it.
   assert board.seconds_left() == pytest.approx(10 * (1 + 2 + 4 + 2))

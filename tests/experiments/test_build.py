@@ -124,7 +124,7 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
 
   from mer_dg.data.arrays import gather_batch
   from mer_dg.experiments.build import make_evaluation
-  from mer_dg.training.state import make_state
+  from mer_dg.training.state import make_hyper, make_state
   from mer_dg.training.step import (
     make_evaluate,
     make_predict,
@@ -138,14 +138,14 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   setting = workbench.setting("d2")
   sources = setting.split.sources
   assert setting.split.val["lone"].size == 0
-  hyper = {"optimizer": {"lr": 0.1, "weight_decay": 0.0}, "method": {}}
   method = workbench.method("erm", "d2")
+  rates = {"lr": 0.1, "weight_decay": 0.0}
   state = make_state(
     workbench.network,
     method,
     seed=0,
     scaling=setting.scaling,
-    hyper=hyper,
+    hyper=make_hyper(workbench.network, method, rates),
     schedule="constant",
     total_steps=1,
   )

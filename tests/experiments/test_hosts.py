@@ -74,7 +74,7 @@ def test_waves_are_dealt_out(monkeypatch):
 
     def train(self, runs, on_chunk):
       del on_chunk
-      return grid.Wave(runs, [], [], None)
+      return grid.Wave(runs, [], [], None, None)
 
   class Bench:
     def __init__(self):

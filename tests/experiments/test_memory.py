@@ -54,7 +54,7 @@ class Program:
     assert len(runs) <= self.lanes
     if self.lanes > 2:
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory on device.")
-    return grid.Wave(runs, [], [], None)
+    return grid.Wave(runs, [], [], None, None)
 
 
 def test_a_wave_that_does_not_fit_is_trained_in_halves(bench, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Modality-mix learning as a term: objective, stages, selection, state, bad words."""
+"""Modality-mix learning as a term: objective, stages, selection, memory, bad fields."""
 
 import functools
 
@@ -8,12 +8,22 @@ import numpy as np
 import pytest
 
 from mer_dg import mixing
-from mer_dg.methods import TERMS, MethodError, Task, build_method
-from mer_dg.networks import Outputs
+from mer_dg.contracts import Model, Outputs, Task, named_key
+from mer_dg.methods import (
+  SPECS,
+  MethodError,
+  Moment,
+  build_method,
+  logged,
+  numbers_of,
+)
 
 MODALITIES = ("b", "a")  # Not sorted: nothing may depend on the order.
 ROWS, CLASSES, DIM, STEPS = 12, 3, 4, 20
-TASK = Task(MODALITIES, CLASSES, num_domains=2, num_samples=30, total_steps=STEPS)
+TASK = Task(
+  MODALITIES, CLASSES, num_domains=2, num_samples=30, total_steps=STEPS,
+  widths=(DIM, DIM), fused_width=2 * DIM,
+)  # fmt: skip
 HEADS = {
   m: jnp.asarray(np.random.default_rng(i).normal(size=(DIM, CLASSES)), jnp.float32)
   for i, m in enumerate(MODALITIES)
@@ -27,6 +37,15 @@ def fuse(z, present):
 
 def unimodal(z):
   return {m: z[m] @ HEADS[m] for m in MODALITIES}
+
+
+MODEL = Model(
+  MODALITIES,
+  apply=lambda *_, **__: pytest.fail("no term here needs another pass"),
+  fuse=lambda params, z, present, key=None, *, train=False: fuse(z, present),
+  heads=lambda params, z: unimodal(z),
+  parts=lambda params: params,
+)
 
 
 def make_batch(mask=None, missing=None):
@@ -61,48 +80,50 @@ def outputs_of(z, batch):
     embeddings=z,
     projections=z,
     unimodal_logits=unimodal(z),
+    fused=jnp.concatenate([z[m] for m in MODALITIES], axis=-1),
     logits=fuse(z, batch["present"]),
   )
 
 
-@functools.cache
-def compiled(words, task):
-  method = build_method("m", {"mm": dict(words)}, task)
+def no_params(method):
+  return {"net": {}, "terms": {name: {} for name in method.terms}}
 
-  def loss(z, batch, hyper, state, step, only):
-    factors, learns = method.control(hyper=hyper, state=state, step=step)
-    value, (new, logged) = method.loss(
-      outputs_of(z, batch),
-      batch,
-      hyper=hyper,
-      state=state,
-      step=step,
-      key=jax.random.fold_in(jax.random.key(3), step),
-      fuse=fuse,
-      unimodal=unimodal,
-      factors=factors,
-      only=only,
-    )
-    return value, (new, logged, factors, learns)
+
+def first_memory(method):
+  return method.init(jax.random.key(0), {})[1]
+
+
+@functools.cache
+def compiled(options, task):
+  method = build_method("m", {"mm": dict(options)}, task)
+
+  def loss(z, batch, hyper, memory, step, only):
+    key = jax.random.fold_in(jax.random.key(3), step)
+    moment, params = Moment(hyper, step, key, MODEL), no_params(method)
+    outputs = outputs_of(z, batch)
+    value, _ = method.loss(params, outputs, batch, memory, moment, only)
+    _, found = method.loss(params, outputs, batch, memory, moment)
+    new = method.update(memory, found, params, moment)
+    return value, (new, logged(found), found["mm"][1]["phase"])
 
   gradient = jax.value_and_grad(loss, has_aux=True)
   return jax.jit(gradient, static_argnums=5)
 
 
-def run(fields, z=None, batch=None, step=STEPS - 1, state=None, task=TASK, only=None):
-  """((loss, (state, logged, factors, learns)), gradient to the embeddings)."""
+def run(fields, z=None, batch=None, step=STEPS - 1, memory=None, task=TASK, only=()):
+  """((loss, (memory, logged, phase)), gradient to the embeddings)."""
   batch = make_batch() if batch is None else batch
   z = make_embeddings() if z is None else z
   method = build_method("m", {"mm": fields}, task)
-  words = tuple(method.words["mm"].items())
+  options = tuple(method.options["mm"].items())
   hyper = jax.tree.map(jnp.float32, method.hyper)
-  state = method.init_state() if state is None else state
-  return compiled(words, task)(z, batch, hyper, state, jnp.int32(step), only)
+  memory = first_memory(method) if memory is None else memory
+  return compiled(options, task)(z, batch, hyper, memory, jnp.int32(step), only)
 
 
 def mm_key(step):
-  """What the term draws from: it is the second of its method, hence the 1."""
-  return jax.random.fold_in(jax.random.fold_in(jax.random.key(3), step), 1)
+  """What the term draws from."""
+  return named_key(jax.random.fold_in(jax.random.key(3), step), "mm")
 
 
 def mm_value(*args, **kw):
@@ -113,7 +134,7 @@ def test_the_value_is_that_of_the_pure_functions():
   """The last step of a ramp: scores, selection, mix and objective put together."""
   z, batch = make_embeddings(), make_batch()
   fields = {"threshold": 0.5, "eta": 2.0, "unimodal_weight": 0.3, "weight_a": 2.0}
-  (_, (state, logged, _, _)), _ = run(fields, z, batch)
+  (_, (memory, seen, _)), _ = run(fields, z, batch)
   exploration = mixing.exploration_score(
     mixing.init_exploration(MODALITIES), unimodal(z), batch["label"]
   )
@@ -139,21 +160,21 @@ def test_the_value_is_that_of_the_pure_functions():
     unimodal_weight=0.3,
     modality_weights={"a": 2.0, "b": 1.0},
   )
-  np.testing.assert_allclose(logged["loss/mm"], expected, rtol=1e-5)
-  np.testing.assert_allclose(logged["mm/kl"], aux["kl"], rtol=1e-5)
-  np.testing.assert_allclose(logged["mm/eligible_share"], eligible.mean(), rtol=1e-6)
+  np.testing.assert_allclose(seen["loss/mm"], expected, rtol=1e-5)
+  np.testing.assert_allclose(seen["mm/kl"], aux["kl"], rtol=1e-5)
+  np.testing.assert_allclose(seen["mm/eligible_share"], eligible.mean(), rtol=1e-6)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-6),
-    state["mm"].exploration,
+    memory["mm"].exploration,
     exploration,
   )
-  focus = {m: float(logged[f"mm/focus/{m}"]) for m in MODALITIES}
+  focus = {m: float(seen[f"mm/focus/{m}"]) for m in MODALITIES}
   assert focus == {"a": float(exploration.focus == 0), "b": float(exploration.focus)}
 
 
 def test_only_the_focus_gets_gradient_from_mixed_rows():
-  (_, (state, _, _, _)), grad = run({"threshold": 0.0}, only=("mm",))
-  learning = sorted(MODALITIES)[int(state["mm"].exploration.focus)]
+  (_, (memory, _, _)), grad = run({"threshold": 0.0}, only=("mm",))
+  learning = sorted(MODALITIES)[int(memory["mm"].exploration.focus)]
   for m in MODALITIES:
     assert (np.abs(grad[m]).max() > 0) == (m == learning)
   _, grad = run({"threshold": 0.0, "route": "all"}, only=("mm",))
@@ -184,36 +205,55 @@ ALTERNATE = {
 def test_alternate_takes_one_objective_at_a_time():
   standard, mixed = [], []
   for step in range(10):
-    _, logged, factors, learns = run(ALTERNATE, step=step)[0][1]
-    standard.append(float(factors["fused"]))
-    mixed.append(float(logged["loss/mm"]) > 0)
-    # An encoder that is not the focus (sorted: "a" at first) waits while mixing.
-    assert bool(learns["a"])
-    assert bool(learns["b"]) == bool(factors["fused"])
+    _, seen, phase = run(ALTERNATE, step=step)[0][1]
+    standard.append(float(phase[0]))
+    mixed.append(float(seen["loss/mm"]) > 0)
+    assert int(phase[1]) == 0  # The focus before the batch; sorted: "a" at first.
   assert standard == [1, 1, 1, 1, 1, 1, 0, 0, 1, 1]
   assert not any(mixed)  # No sample was visited in standard learning yet.
 
 
+def test_alternate_puts_the_gradient_of_mixed_learning_in_the_place_of_the_others():
+  method = build_method("m", {"mm": ALTERNATE}, TASK)
+  assert method.joint == ("fused",)
+  change = method.terms["mm"].transform(method.hyper["mm"])
+  asked = []
+
+  def grad_fn(params, only=()):
+    asked.append((params, only))
+    return {"w": jnp.float32(5.0)}
+
+  def update(standard):
+    aux = {"phase": (jnp.float32(standard), 0)}
+    grads, params = {"w": jnp.float32(3.0)}, {"w": jnp.float32(2.0)}
+    return change.update(grads, None, params, grad_fn=grad_fn, aux=aux)[0]["w"]
+
+  # In a standard phase the mixed objective is zero, and so is its gradient.
+  assert update(0.0) == 5.0
+  assert update(1.0) == 3.0 + 5.0
+  assert asked == [({"w": 2.0}, ("mm",))] * 2
+
+
 def test_alternate_selects_by_the_table_of_standard_learning():
   z, batch = make_embeddings(), make_batch()
-  (_, (state, _, _, _)), _ = run(ALTERNATE, z, batch, step=5)
-  table = state["mm"].table
+  (_, (memory, _, _)), _ = run(ALTERNATE, z, batch, step=5)
+  table = memory["mm"].table
   visited = np.zeros(30, bool)
   visited[2 * np.arange(ROWS)] = True
   np.testing.assert_array_equal(np.asarray(table.label) >= 0, visited)
   other = make_embeddings(seed=9)
-  (loss, (after, logged, _, _)), _ = run(ALTERNATE, other, batch, step=6, state=state)
-  # A mixed step: table and scores stand still, the fused term is switched off.
-  jax.tree.map(np.testing.assert_array_equal, after["mm"], state["mm"])
-  assert logged["loss/fused"] > 0
-  np.testing.assert_allclose(loss, logged["loss/mm"], rtol=1e-6)
+  (loss, (after, seen, _)), _ = run(ALTERNATE, other, batch, step=6, memory=memory)
+  # A mixed step: table and scores stand still; the sum is that of the other terms.
+  jax.tree.map(np.testing.assert_array_equal, after["mm"], memory["mm"])
+  assert seen["loss/mm"] > 0
+  np.testing.assert_allclose(loss, seen["loss/fused"], rtol=1e-6)
   # Two of the four samples of each class, if the table has them right.
   confidence, correct = np.asarray(table.confidence), np.asarray(table.correct)
   chosen = 0
   for k in range(CLASSES):
     ids = np.flatnonzero(np.asarray(table.label) == k)
     chosen += correct[ids[np.argsort(-confidence[ids])[:2]]].sum()
-  np.testing.assert_allclose(logged["mm/eligible_share"], chosen / ROWS, rtol=1e-6)
+  np.testing.assert_allclose(seen["mm/eligible_share"], chosen / ROWS, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -222,12 +262,13 @@ def test_alternate_selects_by_the_table_of_standard_learning():
 def test_padding_rows_and_missing_modalities_have_no_influence(fields):
   mask, missing = np.arange(ROWS) < 9, np.arange(ROWS) % 4 == 0
   batch = make_batch(mask, missing)
-  state = run(fields, batch=batch, step=5)[0][1][0]
+  memory = run(fields, batch=batch, step=5)[0][1][0]
   z = make_embeddings()
-  value, grad = run(fields, z, batch, step=7, state=state)
+  at = dict(step=7, memory=memory, only=("fused", "mm"))
+  value, grad = run(fields, z, batch, **at)
   assert value[1][1]["mm/n_mixed"] > 0
   garbage = {m: jnp.where(batch["present"][m][:, None], v, 1e3) for m, v in z.items()}
-  again, grad_again = run(fields, garbage, batch, step=7, state=state)
+  again, grad_again = run(fields, garbage, batch, **at)
   jax.tree.map(np.testing.assert_array_equal, value, again)
   for m in MODALITIES:
     np.testing.assert_array_equal(grad[m], grad_again[m])
@@ -237,17 +278,17 @@ def test_padding_rows_and_missing_modalities_have_no_influence(fields):
 @pytest.mark.parametrize("rows", [0, 1])
 def test_without_an_eligible_row_the_term_is_zero_and_finite(rows):
   batch = make_batch(np.arange(ROWS) < rows)
-  (value, (_, logged, _, _)), grad = run({}, batch=batch)
-  assert logged["loss/mm"] == 0
+  (value, (_, seen, _)), grad = run({}, batch=batch)
+  assert seen["loss/mm"] == 0
   assert np.isfinite(value)
   assert all(np.isfinite(g).all() for g in grad.values())
 
 
-def test_feature_mixup_is_a_word():
+def test_feature_mixup_is_an_option():
   """One source and one amount for all modalities: targets are those of mixup."""
   fields = {"blend": "mixup", "route": "all", "threshold": 0.0, "unimodal_weight": 0.0}
   z, batch = make_embeddings(), make_batch()
-  (_, (_, logged, _, _)), _ = run(fields, z, batch)
+  (_, (_, seen, _)), _ = run(fields, z, batch)
   confident = jnp.argmax(fuse(z, batch["present"]), axis=-1) == batch["label"]
   mixed = mixing.modality_mix(
     mm_key(STEPS - 1),
@@ -262,7 +303,7 @@ def test_feature_mixup_is_a_word():
   logits = fuse(mixed.embeddings, mixed.present)
   rows = -jnp.sum(mixed.targets * jax.nn.log_softmax(logits), axis=-1)
   expected = jnp.sum(mixed.weight * rows) / jnp.sum(mixed.weight)
-  np.testing.assert_allclose(logged["loss/mm"], expected, rtol=1e-5)
+  np.testing.assert_allclose(seen["loss/mm"], expected, rtol=1e-5)
 
 
 def test_entropy_sees_unmixed_rows_only():
@@ -271,21 +312,15 @@ def test_entropy_sees_unmixed_rows_only():
   entropies = []
   for terms in (recipe, recipe | {"mm": {"threshold": 0.0}}):
     method = build_method("m", terms, TASK)
-    _, (_, logged) = method.loss(
-      outputs_of(z, batch),
-      batch,
-      hyper=jax.tree.map(jnp.float32, method.hyper),
-      state=method.init_state(),
-      step=jnp.int32(STEPS - 1),
-      key=jax.random.key(0),
-      fuse=fuse,
-      unimodal=unimodal,
-    )
-    entropies.append(logged["loss/mer"])
+    hyper = jax.tree.map(jnp.float32, method.hyper)
+    moment = Moment(hyper, jnp.int32(STEPS - 1), jax.random.key(0), MODEL)
+    outputs, memory = outputs_of(z, batch), first_memory(method)
+    _, found = method.loss(no_params(method), outputs, batch, memory, moment)
+    entropies.append(found["mer"][0])
   assert entropies[0] == entropies[1]
 
 
-# The setting in which each number and word acts, where the default has it asleep.
+# The setting in which each number acts, where the default has it asleep.
 _AWAKE = {
   "fraction": {"rule": "quantile"},
   "temperature": {"route": "weighted"},
@@ -299,25 +334,34 @@ _AWAKE = {
 
 def _trace(fields):
   """What the term does over the steps of a run: values and gradients."""
-  state, seen = None, []
+  memory, trace = None, []
   for step in range(STEPS):
     z = make_embeddings(seed=step)
-    ((_, (state, logged, factors, _)), grad) = run(
-      fields, z, make_batch(), step=step, state=state, only=("mm",)
+    ((_, (memory, seen, phase)), grad) = run(
+      fields, z, make_batch(), step=step, memory=memory, only=("mm",)
     )
-    numbers = (logged["loss/mm"], *factors.values(), *grad.values())
-    seen.append(np.concatenate([np.ravel(v) for v in numbers]))
-  return np.stack(seen)
+    numbers = (seen["loss/mm"], phase[0], *grad.values())
+    trace.append(np.concatenate([np.ravel(v) for v in numbers]))
+  return np.stack(trace)
+
+
+def _all_numbers():
+  """``{number: Number}`` over all options."""
+  found = {}
+  for option, values in SPECS["mm"].options.items():
+    for value in values:
+      found |= numbers_of("mm", {option: value}, MODALITIES)
+  return found
 
 
 @pytest.mark.parametrize(
-  "number", [n for n in TERMS["mm"].numeric if n not in ("weight", "inner_lr")]
+  "number", [n for n in _all_numbers() if n not in ("weight", "inner_lr")]
 )
 def test_no_number_is_without_effect(number):
   base = {"threshold": 0.3} | _AWAKE.get(number, {})
   if base.get("rule") == "quantile":
     del base["threshold"]
-  default = TERMS["mm"].numeric[number].default
+  default = _all_numbers()[number].default
   # A phase of one step cannot be shorter; doubled and halved, a decay leaves [0, 1].
   factor = {"beta": 0.9, "standard": 3.0, "mixing": 3.0}.get(number, 0.5)
   changed = factor * default
@@ -325,25 +369,25 @@ def test_no_number_is_without_effect(number):
   assert not np.array_equal(*traces)
 
 
-def test_no_word_is_without_effect():
+def test_no_option_is_without_effect():
   base = {"threshold": 0.3}
   reference = _trace(base)
-  for option, values in TERMS["mm"].options.items():
+  for option, values in SPECS["mm"].options.items():
     for value in values[1:]:
       fields = {**base, option: value}
       if option == "rule":
         del fields["threshold"]
       if option == "require_distinct" or value == "nested":
-        continue  # See the two tests below, and tests/training/test_step.py.
+        continue  # See the test below, and tests/training/test_step.py.
       assert not np.array_equal(_trace(fields), reference), (option, value)
 
 
 def test_rows_of_one_label_count_only_if_told_so():
   batch = make_batch() | {"label": jnp.zeros(ROWS, jnp.int32)}
   z = {m: jnp.tile(5.0 * HEADS[m].T[:1], (ROWS, 1)) for m in MODALITIES}
-  logged = lambda fields: run(fields, z, batch)[0][1][1]
-  assert logged({"threshold": 0.0})["mm/n_mixed"] == 0
-  assert logged({"threshold": 0.0, "require_distinct": False})["mm/n_mixed"] == ROWS
+  mixed = lambda **fields: run({"threshold": 0.0, **fields}, z, batch)[0][1][1]
+  assert mixed()["mm/n_mixed"] == 0
+  assert mixed(require_distinct=False)["mm/n_mixed"] == ROWS
 
 
 @pytest.mark.parametrize(
@@ -353,12 +397,16 @@ def test_rows_of_one_label_count_only_if_told_so():
     ({"blend": "mixup", "swap": "focus_only"}, {}, "swap must be 'all'"),
     ({"rule": "quantile"}, {"num_samples": 0}, "needs stable sample ids"),
     ({"threshold": 1.5}, {}, r"mm.threshold=1.5 must lie in \[0.0, 1.0\]"),
-    ({"fraction": 0.5}, {}, "fraction=0.5 has no effect with rule='threshold'"),
-    ({"ramp": 0.1, "schedule": "alternate"}, {}, "ramp=0.1 has no effect"),
+    ({"fraction": 0.5}, {}, r"fraction=0.5: no such field with .*rule='threshold'"),
+    (
+      {"ramp": 0.1, "schedule": "alternate"},
+      {},
+      r"ramp=0.1: no such field with schedule='alternate'",
+    ),
     ({"schedule": "bilevel"}, {}, r"'bilevel' is not one of \('ramp', 'alternate'"),
   ],
 )
-def test_bad_words_and_numbers(fields, task, message):
+def test_bad_options_and_numbers(fields, task, message):
   with pytest.raises(MethodError, match=r"config\.recipes\.m\.mm") as error:
     build_method("m", {"mm": fields}, TASK._replace(**task))
   assert error.match(message)

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from mer_dg import entropy
-from mer_dg.methods import TERMS, Task, build_method
-from mer_dg.networks import Outputs
+from mer_dg.contracts import Model, Outputs, Task
+from mer_dg.methods import SPECS, Moment, build_method, logged
 
 MODALITIES = ("a", "b")
-TASK = Task(MODALITIES, num_classes=3, num_domains=2, num_samples=12, total_steps=10)
+TASK = Task(
+  MODALITIES, num_classes=3, num_domains=2, num_samples=12, total_steps=10,
+  widths=(4, 4), fused_width=8,
+)  # fmt: skip
+# These terms look at outputs and nothing else.
+MODEL = Model(MODALITIES, *[lambda *_, **__: pytest.fail("a network pass")] * 4)
 ROWS = 12
 RECIPES = {
   "erm": {},
@@ -32,6 +37,7 @@ def make_outputs(n=ROWS, seed=0):
     embeddings={m: draw(4, 0.6) for m in MODALITIES},
     projections={m: draw(3, 0.6) for m in MODALITIES},
     unimodal_logits={m: draw(3) for m in MODALITIES},
+    fused=draw(8),
     logits=draw(3),
   )
 
@@ -48,33 +54,27 @@ def make_batch(n=ROWS, mask=None):
 
 
 @functools.cache
-def compiled(words, task):
-  """Loss, logged scalars and gradient; numbers are arguments, so words share it."""
-  recipe = {term: dict(options) for term, options in words}
+def compiled(options, task):
+  """Loss, logged scalars and gradient; numbers are arguments, options share it."""
+  recipe = {term: dict(chosen) for term, chosen in options}
   method = build_method("m", recipe, task)
+  nothing = {name: {} for name in method.terms}
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def loss(outputs, batch, hyper, step):
-    value, (_, logged) = method.loss(
-      outputs,
-      batch,
-      hyper=hyper,
-      state=method.init_state(),
-      step=step,
-      key=jax.random.key(0),
-      fuse=None,
-      unimodal=None,
-    )
-    return value, logged
+    moment = Moment(hyper, step, jax.random.key(0), MODEL)
+    params = {"net": {}, "terms": nothing}
+    value, found = method.loss(params, outputs, batch, nothing, moment)
+    return value, logged(found)
 
   return jax.jit(loss)
 
 
 def run(recipe, outputs, batch, step=9, task=TASK):
   method = build_method("m", recipe, task)
-  words = tuple((term, tuple(method.words[term].items())) for term in method.terms)
+  options = tuple((t, tuple(method.options[t].items())) for t in method.terms)
   hyper = jax.tree.map(jnp.float32, method.hyper)
-  return compiled(words, task)(outputs, batch, hyper, jnp.int32(step))
+  return compiled(options, task)(outputs, batch, hyper, jnp.int32(step))
 
 
 def evaluate(*args, **kw):
@@ -90,9 +90,9 @@ def gradient(*args, **kw):
 def test_mer_is_minus_the_weighted_sum_of_entropies():
   outputs, batch = make_outputs(), make_batch()
   recipe = {"mer": {"weight": 0.3, "bandwidth": 0.7, "weight_b": 2.0}}
-  loss, logged = evaluate(recipe, outputs, batch)
+  loss, seen = evaluate(recipe, outputs, batch)
   h = {m: entropy.kde_entropy(outputs.embeddings[m], bandwidth=0.7) for m in MODALITIES}
-  np.testing.assert_allclose(logged["entropy/a"], h["a"], rtol=1e-6)
+  np.testing.assert_allclose(seen["entropy/a"], h["a"], rtol=1e-6)
   expected = evaluate({}, outputs, batch)[0] - 0.3 * (h["a"] + 2.0 * h["b"])
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
@@ -102,19 +102,19 @@ def test_unit_features_lie_on_the_sphere_and_standardised_ones_are_standard():
   z = np.asarray(outputs.embeddings["a"])
   unit = z / np.linalg.norm(z, axis=1, keepdims=True)
   standard = (z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-6)
-  for word, features in (("unit", unit), ("standardize", standard)):
-    _, logged = evaluate({"mer": {"normalize": word}}, outputs, batch)
+  for how, features in (("unit", unit), ("standardize", standard)):
+    _, seen = evaluate({"mer": {"normalize": how}}, outputs, batch)
     expected = entropy.kde_entropy(jnp.asarray(features), bandwidth=1.0)
-    np.testing.assert_allclose(logged["entropy/a"], expected, rtol=1e-5)
+    np.testing.assert_allclose(seen["entropy/a"], expected, rtol=1e-5)
 
 
 def test_per_domain_is_the_mean_over_domains():
   outputs, batch = make_outputs(), make_batch()
-  _, logged = evaluate({"mer": {"scope": "per_domain"}}, outputs, batch)
+  _, seen = evaluate({"mer": {"scope": "per_domain"}}, outputs, batch)
   parts = [
     entropy.kde_entropy(outputs.embeddings["a"][d::2], bandwidth=1.0) for d in (0, 1)
   ]
-  np.testing.assert_allclose(logged["entropy/a"], np.mean(parts), rtol=1e-5)
+  np.testing.assert_allclose(seen["entropy/a"], np.mean(parts), rtol=1e-5)
 
 
 def test_per_domain_with_one_domain_is_batch():
@@ -132,9 +132,9 @@ def test_a_domain_without_two_rows_is_no_part_of_the_mean():
   outputs, batch = make_outputs(), make_batch()
   lone = np.where(np.arange(ROWS) == 0, 1, 0)
   batch |= {"domain": jnp.asarray(lone, jnp.int32)}
-  _, logged = evaluate({"mer": {"scope": "per_domain"}}, outputs, batch)
+  _, seen = evaluate({"mer": {"scope": "per_domain"}}, outputs, batch)
   expected = entropy.kde_entropy(outputs.embeddings["a"][1:], bandwidth=1.0)
-  np.testing.assert_allclose(logged["entropy/a"], expected, rtol=1e-5)
+  np.testing.assert_allclose(seen["entropy/a"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -222,7 +222,7 @@ def test_schedule(start, ramp, expected):
   np.testing.assert_allclose(factors, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", TERMS["mer"].options["estimator"])
+@pytest.mark.parametrize("estimator", SPECS["mer"].options["estimator"])
 def test_no_field_of_mer_is_without_effect(estimator):
   outputs, batch = make_outputs(), make_batch()
   base = {"estimator": estimator}
@@ -232,17 +232,16 @@ def test_no_field_of_mer_is_without_effect(estimator):
   for number, value in method.hyper["mer"].items():
     changed = 0.7 if number in ("start", "ramp") else 1.7 * value
     assert loss({number: changed}) != reference, number
-  for option, values in TERMS["mer"].options.items():
+  for option, values in SPECS["mer"].options.items():
     for value in values:
-      if value != method.words["mer"][option]:
-        words = {"estimator": value} if option == "estimator" else {option: value}
-        assert loss(words) != reference, (option, value)
+      if value != method.options["mer"][option]:
+        assert loss({option: value}) != reference, (option, value)
 
 
 @pytest.mark.parametrize("term", ["fused", "unimodal"])
 def test_the_weight_of_a_term_scales_it(term):
   outputs, batch = make_outputs(), make_batch()
-  _, logged = evaluate({term: {}}, outputs, batch)
+  _, seen = evaluate({term: {}}, outputs, batch)
   light, _ = evaluate({term: {"weight": 1.0}}, outputs, batch)
   heavy, _ = evaluate({term: {"weight": 3.0}}, outputs, batch)
-  np.testing.assert_allclose(heavy - light, 2 * logged[f"loss/{term}"], rtol=1e-5)
+  np.testing.assert_allclose(heavy - light, 2 * seen[f"loss/{term}"], rtol=1e-5)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mer_dg.contracts import InputSpec
 from mer_dg.networks import encoders, initialization
-from mer_dg.networks.types import InputSpec
 
 KEY = jax.random.key(0)
 

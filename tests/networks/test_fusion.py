@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mer_dg.contracts import InputSpec
 from mer_dg.networks import fusion as fusion_lib
 from mer_dg.networks import make_network
-from mer_dg.networks.types import InputSpec
 
 KEY = jax.random.key(0)
 ROWS = 4

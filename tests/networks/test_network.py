@@ -3,13 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg.networks import (
-  InputSpec,
-  count_parameters,
-  describe,
-  keep_modalities,
-  make_network,
-)
+from mer_dg.contracts import InputSpec
+from mer_dg.networks import count_parameters, describe, heads, make_network
 
 KEY = jax.random.key(0)
 ROWS = 5
@@ -79,7 +74,9 @@ def test_variables_have_the_promised_layout(network, variables, batch, evaluate)
     assert outputs.embeddings[m].shape == (ROWS, 6)
     assert outputs.projections[m].shape == (ROWS, 5)
     assert outputs.unimodal_logits[m].shape == (ROWS, 3)
-  expected = network.unimodal(variables, outputs.embeddings)
+    assert network.widths[m] == 6
+  assert outputs.fused.shape == (ROWS, network.fused_width) == (ROWS, 18)
+  expected = network.heads(variables, outputs.embeddings)
   assert_close(outputs.unimodal_logits["seq"], expected["seq"], atol=1e-6)
 
 
@@ -194,7 +191,8 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32(
 
 
 def test_dropout_acts_in_training_only_and_needs_a_key(batch, variables):
-  network = make_network(SPECS, **SMALL, modality_dropout=0.5, embedding_dropout=0.2)
+  network = make_network(SPECS, **SMALL, embedding_dropout=0.2)
+  assert dict(network.rates) == {"dropout": 0.5, "embedding_dropout": 0.2}
 
   @jax.jit
   def train(key):
@@ -207,7 +205,6 @@ def test_dropout_acts_in_training_only_and_needs_a_key(batch, variables):
   assert_close(one[:3], other[:3], rtol=0)
   for needs in (
     {"dropout": 0.5},
-    {"modality_dropout": 0.1},
     {"embedding_dropout": 0.1},
   ):
     rates = {"dropout": 0.0, **needs}
@@ -217,22 +214,38 @@ def test_dropout_acts_in_training_only_and_needs_a_key(batch, variables):
   jax.eval_shape(lambda v: quiet.apply(v, *batch, train=True), variables)
 
 
-def test_modality_dropout_keeps_one_and_has_the_right_rate():
-  present = np.ones((40_000, 2), bool)
-  present[:10_000, 0] = False
-  present[10_000:11_000] = False
-  keep = np.asarray(keep_modalities(KEY, jnp.asarray(present), rate=0.5))
-  assert np.all(keep <= present)
-  np.testing.assert_array_equal(keep[:10_000, 1], True)
-  np.testing.assert_array_equal(keep.any(axis=1), present.any(axis=1))
-  # Of two: both dropped with probability 1/4, then one of them comes back.
-  # Both 1/4, each alone 1/4 + 1/8. Standard error 0.003.
-  both, first, second = (
-    np.mean(keep[11_000:].all(axis=1)),
-    np.mean(keep[11_000:, 0] & ~keep[11_000:, 1]),
-    np.mean(~keep[11_000:, 0] & keep[11_000:, 1]),
+def test_a_rate_of_dropout_may_be_an_array(batch, variables, evaluate):
+  network = make_network(SPECS, **SMALL, embedding_dropout=0.2)
+
+  @jax.jit
+  def train(rates, key=KEY):
+    outputs, _ = network.apply(variables, *batch, train=True, key=key, rates=rates)
+    z, present = outputs.embeddings, batch[1]
+    fused = network.fuse(variables, z, present, train=True, key=key, rates=rates)
+    return outputs.logits, fused
+
+  rates = lambda *values: dict(
+    zip(network.rates, map(jnp.float32, values), strict=True)
   )
-  np.testing.assert_allclose([both, first, second], [0.25, 0.375, 0.375], atol=0.012)
+  own, _ = jax.jit(lambda: network.apply(variables, *batch, train=True, key=KEY))()
+  logits, fused = train(rates(0.5, 0.2))
+  assert_close([logits, fused], [own.logits, own.logits], rtol=0)
+  # None dropped is what is evaluated; vmapped runs may differ.
+  plain, _ = train(rates(0.0, 0.0))
+  assert_close(plain, evaluate(variables, *batch).logits, atol=1e-6)
+  both = jax.tree.map(lambda *a: jnp.stack(a), rates(0.5, 0.2), rates(0.0, 0.0))
+  assert_close(jax.vmap(train)(both)[0], jnp.stack([logits, plain]), atol=1e-6)
+
+
+def test_dropout_scales_up_what_it_keeps():
+  drop = lambda rate: heads.Dropout().apply(
+    {}, jnp.ones((200, 200)), jnp.float32(rate), rngs={"dropout": KEY}
+  )
+  z = np.asarray(drop(0.75))
+  assert set(np.unique(z)) == {0.0, 4.0}
+  # Standard error of a share of 40,000: 0.0022.
+  np.testing.assert_allclose(np.mean(z == 0), 0.75, atol=0.01)
+  np.testing.assert_array_equal(drop(0.0), 1.0)
 
 
 def test_a_further_modality_leaves_the_initial_values_of_others_alone(variables):
@@ -278,7 +291,7 @@ def test_describe_counts_parameters(network, variables):
     ({"encoder": {"seq": "mlp"}}, r"encoder names the modalities \('seq',\)"),
     ({"embedding_dim": 0}, r"embedding_dim\['seq'\]=0 must be >= 1"),
     ({"projector_dim": 0}, "projector_dim=0 must be >= 1"),
-    ({"modality_dropout": 1.0}, r"modality_dropout=1.0 must lie in \[0, 1\)"),
+    ({"embedding_dropout": 1.0}, r"embedding_dropout=1.0 must lie in \[0, 1\)"),
     ({"compute_dtype": "float64"}, "compute_dtype='float64' is not one of"),
     ({"input_clip": 0.0}, "input_clip=0.0 must be > 0"),
   ],

@@ -45,7 +45,7 @@ def run(folder, driver, *, total=10, evaluate=None, **kw):
     state = fit(
       empty(),
       driver,
-      evaluate=evaluate or (lambda s: {"val/x": float(s.step)}),
+      evaluate=evaluate or (lambda s: (s, {"val/x": float(s.step)})),
       checkpoints=checkpoints,
       total_steps=total,
       log_every=2,
@@ -71,7 +71,7 @@ def test_resume_goes_on_from_the_checkpoint(tmp_path):
   def killed(state):
     if int(state.step) == 8:
       raise KeyboardInterrupt
-    return {"val/x": 0.0}
+    return state, {"val/x": 0.0}
 
   with pytest.raises(KeyboardInterrupt):
     run(tmp_path / "c", Counter(), evaluate=killed)
@@ -87,6 +87,17 @@ def test_resume_goes_on_from_the_checkpoint(tmp_path):
   assert (driver.chunks, resumed, float(state.params)) == ([], [10], 55.0)
 
 
+def test_what_terms_remember_of_an_evaluation_is_saved_with_it(tmp_path):
+  def evaluate(state):
+    seen = int(state.step)
+    return state.replace(memory={"seen": jnp.int32(seen)}), {"val/x": 1.0}
+
+  state, *_ = run(tmp_path / "c", Counter(), evaluate=evaluate, total=8)
+  assert int(state.memory["seen"]) == 8
+  with Checkpoints(tmp_path / "c") as checkpoints:
+    assert int(checkpoints.restore(state, 4)[0].memory["seen"]) == 4
+
+
 def test_divergence_names_steps_and_term_and_keeps_the_last_good_state(tmp_path):
   with pytest.raises(
     TrainingDiverged, match=r"loss/mer stopped being finite at step 7 \(steps 7 to 8\)"
@@ -98,7 +109,7 @@ def test_divergence_names_steps_and_term_and_keeps_the_last_good_state(tmp_path)
 
 
 def test_a_state_whose_validation_is_not_finite_is_not_saved(tmp_path):
-  found = lambda s: {"val/x": np.nan if int(s.step) == 8 else 1.0}
+  found = lambda s: (s, {"val/x": np.nan if int(s.step) == 8 else 1.0})
   with pytest.raises(TrainingDiverged, match="source validation .* at step 8"):
     run(tmp_path / "c", Counter(), evaluate=found)
   with Checkpoints(tmp_path / "c") as checkpoints:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mer_dg.contracts import InputSpec
 from mer_dg.networks import (
-  InputSpec,
   count_parameters,
   make_backbone,
   make_network,

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg.networks import ENCODERS, InputSpec, make_network
+from mer_dg.contracts import InputSpec
+from mer_dg.networks import ENCODERS, make_network
 from mer_dg.networks.pretrained import (
   FROM_SCRATCH,
   encode,

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg.networks import InputSpec, make_network
+from mer_dg.contracts import InputSpec
+from mer_dg.networks import make_network
 from mer_dg.networks.pretrained import make_sentiment_encoder
 from mer_dg.networks.pretrained.sentiment import sinusoids
 
