@@ -230,11 +230,11 @@ def make_streamed_evaluate(
   block = jax.jit(lambda v, batch: plain(v, {**batch, "inputs": inputs(batch)}))
 
   def evaluate(data, rows, mask, domain, variables) -> Metrics:
-    found = [
-      (block(variables, batch), batch["label"])
+    found = [  # The batch's own mask: a row that could not be read drops out.
+      (block(variables, batch), batch["label"], batch["mask"])
       for batch in batches(data, rows, domain, mask)
     ]
-    outputs, label = jax.tree.map(lambda *blocks: jnp.stack(blocks), *found)
+    outputs, label, mask = jax.tree.map(lambda *blocks: jnp.stack(blocks), *found)
     return summarize(variables, outputs, label, domain, mask)
 
   return evaluate

@@ -14,7 +14,6 @@ from mer_dg.methods import (
   MethodError,
   Moment,
   build_method,
-  logged,
   numbers_of,
 )
 
@@ -104,7 +103,7 @@ def compiled(options, task):
     value, _ = method.loss(params, outputs, batch, memory, moment, only)
     _, found = method.loss(params, outputs, batch, memory, moment)
     new = method.update(memory, found, params, moment)
-    return value, (new, logged(found), found["mm"][1]["phase"])
+    return value, (new, method.logged(found), found["mm"][1]["phase"])
 
   gradient = jax.value_and_grad(loss, has_aux=True)
   return jax.jit(gradient, static_argnums=5)

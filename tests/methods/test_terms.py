@@ -9,7 +9,7 @@ import pytest
 
 from mer_dg import entropy
 from mer_dg.contracts import Model, Outputs, Task
-from mer_dg.methods import SPECS, Moment, build_method, logged
+from mer_dg.methods import SPECS, Moment, build_method
 
 MODALITIES = ("a", "b")
 TASK = Task(
@@ -65,7 +65,7 @@ def compiled(options, task):
     moment = Moment(hyper, step, jax.random.key(0), MODEL)
     params = {"net": {}, "terms": nothing}
     value, found = method.loss(params, outputs, batch, nothing, moment)
-    return value, logged(found)
+    return value, method.logged(found)
 
   return jax.jit(loss)
 
