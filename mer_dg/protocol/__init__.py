@@ -9,10 +9,13 @@ from mer_dg.protocol.leave_one_out import (
 )
 from mer_dg.protocol.records import (
   Record,
+  RecordError,
   append_records,
   git_revision,
   make_record,
+  raise_trials,
   read_records,
+  run_id,
   stable_hash,
 )
 from mer_dg.protocol.selection import (
@@ -25,6 +28,7 @@ from mer_dg.protocol.selection import (
   group_by,
   metric_value,
   select,
+  setting,
   validation_score,
 )
 from mer_dg.protocol.statistics import (
@@ -55,6 +59,7 @@ __all__ = [
   "Interval",
   "Ranking",
   "Record",
+  "RecordError",
   "Scores",
   "append_records",
   "assignments",
@@ -73,10 +78,13 @@ __all__ = [
   "metric_value",
   "name_pairs",
   "paired_difference",
+  "raise_trials",
   "rank_methods",
   "read_records",
+  "run_id",
   "select",
   "select_leave_one_source_out",
+  "setting",
   "sign_flip_p_value",
   "stable_hash",
   "summarize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -52,6 +53,8 @@ def _hex(character: str) -> str:
 def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
   """Writes a file under a temporary name beside it and renames it.
 
+  It is on disk when this returns: a power cut leaves the old file or the new one.
+
   Example:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +66,16 @@ def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   data = content.encode() if isinstance(content, str) else content
   try:
-    temporary.write_bytes(data)
+    with open(temporary, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)  # Left only if the write failed.
+  with contextlib.suppress(OSError):  # Not every system opens a folder.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+      os.fsync(folder)
+    finally:
+      os.close(folder)

@@ -35,7 +35,8 @@ class Choice:
   """What the left-out sources prefer.
 
   Attributes:
-    hyper: The setting.
+    hyper: Numbers of the setting.
+    tags: Words of the setting.
     step: The step at which its runs are taken.
     score: Mean of the metric over left-out sources (as recorded, not negated).
     trials: Number of settings with an inner run, incomplete ones included.
@@ -44,6 +45,7 @@ class Choice:
   """
 
   hyper: dict[str, float]
+  tags: dict[str, str]
   step: int
   score: float
   trials: int
@@ -89,7 +91,7 @@ def leave_one_source_out(
     )
   inner = list(inner)
   own = [r for r in inner if _is_inner(r, sources)]
-  trials = group_by(own, _setting)
+  trials = group_by(own, selection.setting)
   complete = {
     setting: rows
     for setting, rows in trials.items()
@@ -120,8 +122,10 @@ def leave_one_source_out(
   (score, _, _, minus_step), setting = max(ranked)
   if metric in selection.LOWER_IS_BETTER:
     score = -score
+  hyper, tags = json.loads(setting)
   return Choice(
-    hyper=json.loads(setting),
+    hyper=hyper,
+    tags=tags,
     step=-minus_step,
     score=score if math.isfinite(score) else math.nan,
     trials=len(trials),
@@ -182,7 +186,7 @@ def select_leave_one_source_out(
   out = []
   for record in records:
     choice = choices[_cell(record)]
-    if _setting(record) == _dumped(choice.hyper) and record["step"] == choice.step:
+    if _is_chosen(record, choice) and record["step"] == choice.step:
       trials = max(record.get("trials", 1), choice.trials)
       out.append({**record, "selection": RULE, "trials": trials})
   return out
@@ -190,11 +194,11 @@ def select_leave_one_source_out(
 
 def _check_runs(rows: Sequence[AnyRecord], choice: Choice) -> None:
   """There must be a run of the chosen setting, and each must have the chosen step."""
-  chosen = [r for r in rows if _setting(r) == _dumped(choice.hyper)]
+  chosen = [r for r in rows if _is_chosen(r, choice)]
   if not chosen:
     raise ValueError(
-      f"{_said(rows[0])}: left-out sources choose {choice.hyper}, but no run on all "
-      "sources has that setting."
+      f"{_said(rows[0])}: left-out sources choose {choice.hyper | choice.tags}, but no "
+      "run on all sources has that setting."
     )
   for run, at in group_by(chosen, lambda r: r["run_id"]).items():
     steps = sorted(r["step"] for r in at)
@@ -219,19 +223,13 @@ def _mean_over_sources(rows: Sequence[AnyRecord], value) -> float:
   return sum(means) / len(means)
 
 
-def _setting(record: AnyRecord) -> str:
-  return _dumped(record["hyper"])
-
-
-def _dumped(hyper: Any) -> str:
-  return json.dumps(hyper, sort_keys=True)
+def _is_chosen(record: AnyRecord, choice: Choice) -> bool:
+  chosen = {"hyper": choice.hyper, "tags": choice.tags}
+  return selection.setting(record) == selection.setting(chosen)
 
 
 def _family(record: AnyRecord) -> tuple[Any, ...]:
-  """What an inner run must share with the runs it chooses for.
-
-  Not ``config_hash``: it covers the list of sources, which differs by construction.
-  """
+  """What an inner run must share with the runs it chooses for."""
   fields = ("dataset", "data_version", "method")
   return *(record[f] for f in fields), tuple(record["modalities"])
 

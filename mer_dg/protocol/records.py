@@ -10,11 +10,17 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 from typing import Any, TypedDict
 import warnings
+import zlib
 
 from mer_dg.protocol.files import write_atomic
+
+
+class RecordError(ValueError):
+  """A file of records is damaged; the message names file and line."""
 
 
 class Identity(TypedDict):
@@ -29,6 +35,7 @@ class Identity(TypedDict):
   seed: int
   split_seed: int
   hyper: dict[str, float]
+  tags: dict[str, str]
   config_hash: str
 
 
@@ -38,10 +45,10 @@ class Record(Identity):
   ``metrics`` is flat: ``val/accuracy``, ``val/balanced_accuracy``, ``val/nll``,
   ``target/accuracy``, …, ``val/<domain>/accuracy``, ``entropy/<modality>`` (nats).
   A non-finite value is stored as null and read as NaN. ``config_hash`` stands for the
-  protocol that the rows of one table share: `stable_hash` of the config without method,
-  target, seed and what ``hyper`` lists; ``protocol`` is the name of how domains were
-  assigned, which it stands for, too. ``trials`` is the number of hyperparameter
-  settings tried to arrive at this run. ``run_id`` is `stable_hash` of the `Identity`.
+  protocol that the rows of one table share: data, split, metric, assignment of domains
+  (which ``protocol`` names, too), budget of steps. ``hyper`` are the numbers of a run
+  (of its method, network and optimiser), ``tags`` its words. ``trials`` is the number
+  of settings tried to arrive at this run. ``run_id`` is `run_id` of the `Identity`.
   """
 
   run_id: str
@@ -57,6 +64,14 @@ class Record(Identity):
 
 FIELDS = tuple(Record.__annotations__)
 _DEFAULT_PROTOCOL = "leave_one_domain_out"  # Of lines older than the field, too.
+# What a field of a line must be; whole numbers are floats, too.
+_TYPES: dict[str, Any] = dict.fromkeys(FIELDS, str) | {
+  "sources": list, "modalities": list, "hyper": dict, "tags": dict, "metrics": dict,
+  "seed": int, "split_seed": int, "trials": int, "step": int,
+  "wall_time_s": (int, float),
+}  # fmt: skip
+# Words that say that something is not there.
+_OFF = ("", "none", "off", "False")
 
 
 def stable_hash(value: Any) -> str:
@@ -74,6 +89,29 @@ def stable_hash(value: Any) -> str:
   """
   text = json.dumps(value, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+  """16 hexadecimal digits for a run: the same run has the same ones on any machine.
+
+  What is off (the number 0, the words none, off, False) counts like what is not there,
+  so that a hyperparameter which a later version adds, off, makes no other run.
+
+  Args:
+    identity: Has the fields of `Identity`; others (of a `Record`) do not count.
+
+  Example:
+    >>> run = dict(method="erm", target="t", sources=["s"], modalities=["a"],
+    ...   dataset="toy", data_version="1", seed=0, split_seed=0, hyper={"lr": 0.1},
+    ...   tags={}, config_hash="c")
+    >>> later = run | {"hyper": {"lr": 0.1, "noise": 0.0}, "tags": {"norm": "none"}}
+    >>> run_id(run) == run_id(later) != run_id(run | {"seed": 1})
+    True
+  """
+  fields = {name: identity[name] for name in Identity.__annotations__}
+  fields["hyper"] = {k: float(v) for k, v in fields["hyper"].items() if v != 0}
+  fields["tags"] = {k: v for k, v in fields["tags"].items() if v not in _OFF}
+  return stable_hash(fields)
 
 
 def make_record(
@@ -95,12 +133,9 @@ def make_record(
   wall_time_s: float,
   device: str,
   protocol: str = _DEFAULT_PROTOCOL,
+  tags: Mapping[str, str] | None = None,
 ) -> Record:
-  """Builds a `Record`; adds ``run_id`` and ``time`` (UTC), turns arrays into numbers.
-
-  ``run_id`` is a hash of every field that identifies a run (method, target, sources,
-  modalities, dataset, data version, seed, split seed, hyper, config hash), so the same
-  run started again has the same id on any machine.
+  """Builds a `Record`; adds `run_id` and ``time`` (UTC), turns arrays into numbers.
 
   Args:
     method: Name of the method, the row of a table.
@@ -111,7 +146,7 @@ def make_record(
     data_version: Version or hash of its content.
     seed: Of initialisation and training.
     split_seed: Of the train/validation split.
-    hyper: Numeric hyperparameters, the axes of a search; scalars.
+    hyper: Numeric hyperparameters, scalars; those of a search among them.
     config_hash: See `Record`.
     trials: Number of hyperparameter settings tried, ``>= 1``.
     step: Number of updates done.
@@ -121,9 +156,10 @@ def make_record(
       where runs are vmapped).
     device: Number and kind of the devices.
     protocol: One of `PROTOCOLS`.
+    tags: Hyperparameters that are words; none if None.
 
   Raises:
-    TypeError: If a hyperparameter or metric is not a number.
+    TypeError: If a hyperparameter or metric is not a number, or a tag no word.
     ValueError: If a name is empty, or trials, step or wall time is out of range.
 
   Example:
@@ -131,8 +167,8 @@ def make_record(
     ...   modalities=["audio"], dataset="toy", data_version="1", seed=0, split_seed=0,
     ...   hyper={}, config_hash="c0", trials=1, step=10, metrics={"val/accuracy": 0.5},
     ...   git_revision="abc", wall_time_s=1.0, device="cpu")
-    >>> r["run_id"]
-    '5814eaca5b08dbd4'
+    >>> r["run_id"] == run_id(r)
+    True
   """
   names = {
     "method": method,
@@ -149,6 +185,9 @@ def make_record(
       raise ValueError(f"{field} must be an integer >= {least}, got {value!r}.")
   if not wall_time_s >= 0:
     raise ValueError(f"wall_time_s must be >= 0, got {wall_time_s!r}.")
+  for name, word in (tags or {}).items():
+    if not isinstance(word, str):
+      raise TypeError(f"tags[{name!r}] must be a string, got {word!r}.")
   identity: Identity = {
     "method": method,
     "target": target,
@@ -159,11 +198,12 @@ def make_record(
     "seed": int(seed),
     "split_seed": int(split_seed),
     "hyper": _numbers("hyper", hyper),
+    "tags": dict(tags or {}),
     "config_hash": config_hash,
   }
   return Record(
     **identity,
-    run_id=stable_hash(identity),
+    run_id=run_id(identity),
     protocol=str(protocol),
     trials=int(trials),
     step=int(step),
@@ -207,7 +247,7 @@ def append_records(path: str | os.PathLike, records: Iterable[Record]) -> int:
     Number of records written, or given more metrics.
 
   Raises:
-    ValueError: If the file has a broken line before its end; names the line.
+    RecordError: If the file has a broken line before its end; names the line.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,23 +300,43 @@ def _extend(old: Record, new: Record) -> bool:
   return True
 
 
+def raise_trials(path: str | os.PathLike, trials: Mapping[str, int]) -> None:
+  """Corrects records that own up to fewer settings than were tried by now.
+
+  Args:
+    path: A ``results.jsonl``; nothing happens without it.
+    trials: ``{run_id: number of settings tried}``.
+  """
+  path = pathlib.Path(path)
+  records = read_records(path) if path.exists() else []
+  few = [r for r in records if r["trials"] < trials.get(r["run_id"], 1)]
+  for record in few:
+    record["trials"] = trials[record["run_id"]]
+  if few:
+    write_atomic(path, b"".join(map(_to_line, records)))
+
+
 def _to_line(record: Record) -> bytes:
   null = {k: v if math.isfinite(v) else None for k, v in record["metrics"].items()}
-  return json.dumps({**record, "metrics": null}, allow_nan=False).encode() + b"\n"
+  line = json.dumps({**record, "metrics": null}, allow_nan=False).encode()
+  return b'%b, "crc": "%08x"}\n' % (line[:-1], zlib.crc32(line))
 
 
 def read_records(path: str | os.PathLike) -> list[Record]:
   """All records of a file, in the order written.
 
-  A last line that a killed process left half-written (no newline at its end, not valid
-  JSON) is skipped with a warning; the next `append_records` cuts it off.
+  Lines of older versions are read, too: those whose ``hyper`` has words as
+  ``"name=word": 1.0`` get them as ``tags``, and keep their ``run_id``. A last line that
+  a killed process left half-written (no newline at its end, not valid JSON) is skipped
+  with a warning; the next `append_records` cuts it off.
 
   Args:
     path: A ``results.jsonl``.
 
   Raises:
     FileNotFoundError: If there is no file.
-    ValueError: A line that is not JSON or lacks a field of `Record`; names the line.
+    RecordError: A line that is not JSON, lacks a field of `Record`, or is not as it was
+      written (its checksum says); names the line.
   """
   return _parse(pathlib.Path(path))[0]
 
@@ -289,30 +349,60 @@ def _parse(path: pathlib.Path) -> tuple[list[Record], int]:
     if line.strip():
       try:
         records.append(_from_line(line))
-      except ValueError as error:
+      except (ValueError, RecursionError) as error:
         unreadable = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
         if unreadable and not line.endswith(b"\n"):
           warnings.warn(
             f"{path}: dropped the half-written last line {number}.", stacklevel=3
           )
           break
-        raise ValueError(f"{path}, line {number}: {error}") from error
+        raise RecordError(f"{path}, line {number}: {error}") from error
     good_bytes += len(line)
   return records, good_bytes
+
+
+_CHECKSUM = re.compile(rb', "crc": "([0-9a-f]{8})"}$')
 
 
 def _from_line(line: bytes) -> Record:
   value = json.loads(line.decode())  # Bytes would be probed for UTF-16.
   if isinstance(value, dict):
     value.setdefault("protocol", _DEFAULT_PROTOCOL)
+    if "tags" not in value and isinstance(value.get("hyper"), dict):
+      value |= _without_words(value["hyper"])
   missing = [f for f in FIELDS if not isinstance(value, dict) or f not in value]
   if missing:
     raise ValueError(f"not a record: missing {missing}.")
+  if value.pop("crc", None) is not None:  # Lines of older versions have none.
+    found = _CHECKSUM.search(line.rstrip())
+    written = line[: found.start()] + b"}" if found else b""
+    if not found or int(found[1], 16) != zlib.crc32(written):
+      raise ValueError(
+        "the checksum is another one: the line was damaged or edited since it was "
+        'written. Remove the line to train its run again, or its "crc" to accept it.'
+      )
+  wrong = [f for f in FIELDS if not isinstance(value[f], _TYPES[f])]
+  wrong += [f for f in ("hyper", "metrics") if not _are(value[f], int | float | None)]
+  if wrong or not _are(value["tags"], str):
+    raise ValueError(f"not a record: {(wrong or ['tags'])[0]} has another type.")
   metrics = value["metrics"]
   value["metrics"] = {
     k: math.nan if v is None else float(v) for k, v in metrics.items()
   }
   return value
+
+
+def _are(values: Any, kind: Any) -> bool:
+  return isinstance(values, dict) and all(isinstance(v, kind) for v in values.values())
+
+
+def _without_words(hyper: Mapping[str, Any]) -> dict[str, Any]:
+  """``hyper`` and ``tags`` where ``"name=word": 1.0`` is among the numbers."""
+  words = [name.partition("=") for name in hyper if "=" in name]
+  return {
+    "hyper": {k: v for k, v in hyper.items() if "=" not in k},
+    "tags": {name: word for name, _, word in words},
+  }
 
 
 def git_revision() -> str:

@@ -78,6 +78,16 @@ def validation_score(
   return record_score(record, split, metric), record_tie_break(record, split)
 
 
+def setting(record: AnyRecord) -> str:
+  """The hyperparameters of a run, numbers and words, as one string to compare.
+
+  Example:
+    >>> setting({"hyper": {"lr": 0.1}, "tags": {"fusion": "sum"}})
+    '[{"lr": 0.1}, {"fusion": "sum"}]'
+  """
+  return json.dumps([record["hyper"], record.get("tags", {})], sort_keys=True)
+
+
 def _check_rule(records: Sequence[AnyRecord], rule: str) -> None:
   if rule not in RULES:
     raise ValueError(f"rule={rule!r} is not one of {RULES}.")
@@ -151,7 +161,7 @@ def best_trial(
 ) -> list[dict[str, Any]]:
   """Keeps, for each method and target, the runs of the best hyperparameters.
 
-  A trial is one value of ``hyper``; its score is the mean over its runs of the metric
+  A trial is one `setting`; its score is the mean over its runs of the metric
   that the rule looks at (see `select`). Ties: lower mean NLL, then the
   earlier trial, so the default configuration should come first.
 
@@ -177,9 +187,6 @@ def best_trial(
   _check_rule(selected, rule)
   split = _LOOKS_AT.get(rule, "val")
 
-  def trial_key(record: AnyRecord) -> str:
-    return json.dumps(record["hyper"], sort_keys=True)
-
   def score(trial: list[AnyRecord]) -> tuple[float, float]:
     mean = sum(record_score(r, split, metric) for r in trial) / len(trial)
     return mean, sum(record_tie_break(r, split) for r in trial) / len(trial)
@@ -187,12 +194,12 @@ def best_trial(
   cells = group_by(selected, _cell)
   kept = {}
   for name, cell in cells.items():
-    trials = group_by(cell, trial_key)
+    trials = group_by(cell, setting)
     kept[name] = max(trials, key=lambda k, t=trials: score(t[k])), len(trials)
   out = []
   for record in selected:
     best, count = kept[_cell(record)]
-    if trial_key(record) == best:
+    if setting(record) == best:
       out.append({**record, "trials": max(record.get("trials", 1), count)})
   return out
 

@@ -200,7 +200,7 @@ def _left_out(lines: Sequence[str]) -> Markup:
   if not lines:
     return Markup()
   return join(
-    tag("h3", "Left out: runs that diverged"),
+    tag("h3", "Left out"),
     tag("ul", [tag("li", line) for line in lines]),
   )
 

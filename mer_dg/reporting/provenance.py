@@ -91,19 +91,18 @@ def _trials(records: Sequence[AnyRecord]) -> str:
 
 
 def _hyper(rows: Sequence[AnyRecord]) -> list[str]:
-  """Numbers of a method; those that differ between its runs as a range."""
+  """Numbers of a method, those that differ between its runs as a range; its words."""
   settings = {json.dumps(r["hyper"], sort_keys=True): r["hyper"] for r in rows}
   names = dict.fromkeys(k for hyper in settings.values() for k in hyper)
   parts = []
   for name in names:
     values = sorted({h[name] for h in settings.values() if name in h})
-    if "=" in name:  # "term.option=word" is 1 where the option has that word.
-      parts.append(name)
-    elif len(values) <= _LISTED:
+    if len(values) <= _LISTED:
       parts.append(f"{name} " + " or ".join(f"{v:.4g}" for v in values))
     else:
       parts.append(f"{name} {values[0]:.4g} to {values[-1]:.4g}")
-  return parts
+  words = (f"{k}={v}" for r in rows for k, v in r.get("tags", {}).items())
+  return [*parts, *dict.fromkeys(words)]
 
 
 def _time(records: Sequence[AnyRecord]) -> str:

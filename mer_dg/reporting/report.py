@@ -123,7 +123,7 @@ def write_report(
     text += _markdown(section, folder, name, reference)
   if left_out:
     lines = "\n".join(f"- {line}" for line in left_out)
-    text.append(f"### Left out: runs that diverged\n\n{lines}\n")
+    text.append(f"### Left out\n\n{lines}\n")
   markdown = "\n".join(text)
   write_atomic(folder / "table.md", markdown)
   write_atomic(folder / "table.csv", formats.to_csv(built))
