@@ -4,15 +4,20 @@ r"""Trains, evaluates and compares multimodal domain generalisation methods.
   python main.py --config=configs/cooccurrence.py:d1 [--workdir=DIR]  # one run
 
 Any field of the config can be set: --config.total_steps=2000. The same command
-again goes on where it stopped. Fields and defaults: configs/common.py.
+again goes on where it stopped; with another method, seed or setting it trains what is
+missing. Fields and defaults: configs/common.py.
 """
 
 import ast
 import contextlib
+import itertools
 import os
 from pathlib import Path
+import re
 import shlex
+import signal
 import sys
+import threading
 
 # JAX calls LAPACK from its own thread pool on a CPU; OpenBLAS's threads under that one
 # slow triangular solves 40-fold on 2 cores. Read when jax is first imported.
@@ -22,7 +27,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, configs/*.py.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder; default runs/NAME-HASH.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  "",
+  "Folder; default runs/NAME-HASH. The modes evaluate, report and diagnose find the "
+  "config in it and need no --config.",
+)
 _MODE = flags.DEFINE_enum(
   "mode",
   "train",
@@ -45,7 +55,7 @@ def parse(argv: list[str]) -> list[str]:
   """Parses flags; what is wrong in or with the config is a message, no traceback."""
   try:
     flags.mark_flag_as_required("config")
-    return flags.FLAGS(argv)
+    return flags.FLAGS(_completed(argv))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     if "--debug" in argv:
       raise
@@ -56,6 +66,57 @@ def parse(argv: list[str]) -> list[str]:
       f"Wrong command line: {_message(error)}\nIt has {given or 'no --config'}. Fields "
       "and their defaults are in configs/common.py; --debug shows a traceback."
     )
+
+
+# Modes that take the config of the workdir where none is given.
+_OF_WORKDIR = ("evaluate", "report", "diagnose")
+_STORED = Path(__file__).resolve().parent / "configs" / "_stored.py"
+
+
+def _completed(argv: list[str]) -> list[str]:
+  """The words with the workdir's config where there is no other, and seeds counted."""
+  count = re.compile(r"(--?config\.seeds)=([1-9]\d{0,3})")
+  words = [argv[0]]
+  for word in argv[1:]:  # ml_collections would make one seed of it, (3,).
+    found = count.fullmatch(word)
+    words.append(f"{found[1]}={tuple(range(int(found[2])))}" if found else word)
+  mode, workdir = _word(words, "mode"), _word(words, "workdir")
+  given = any(re.match("--?config(=|$)", word) for word in words)
+  if given or mode not in _OF_WORKDIR or not workdir:
+    return words
+  folder = Path(workdir).expanduser()
+  if not (folder / "config.json").is_file():
+    raise ValueError(f"--workdir={workdir} holds no config.json; give --config.")
+  return [words[0], f"--config={_STORED}:{folder}", *words[1:]]
+
+
+def _word(words: list[str], flag: str) -> str:
+  """The value of a flag, as ``--flag=value`` or ``--flag value``; "" without one."""
+  for word, after in itertools.pairwise([*words, ""]):
+    if found := re.fullmatch(rf"--?{flag}(?:=(.*))?", word):
+      return after if found[1] is None else found[1]
+  return ""
+
+
+def _listen() -> None:
+  """Makes SIGTERM end the program as Ctrl-C does, and Ctrl-C be heard everywhere."""
+
+  def terminate(*_):
+    raise KeyboardInterrupt("Terminated.")
+
+  signal.signal(signal.SIGTERM, terminate)
+  ignored = sys.unraisablehook
+
+  def again(what) -> None:
+    # Python forgets an exception in a callback of the garbage collector (jax has one)
+    # or in a destructor: the signal is sent again, to arrive outside of it.
+    if not isinstance(what.exc_value, KeyboardInterrupt):
+      ignored(what)
+      return
+    number = signal.SIGTERM if what.exc_value.args else signal.SIGINT
+    threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+
+  sys.unraisablehook = again
 
 
 def _message(error: Exception) -> str:
@@ -71,6 +132,7 @@ def _message(error: Exception) -> str:
 
 
 def main(argv: list[str]) -> None:
+  _listen()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes.
@@ -93,15 +155,22 @@ def main(argv: list[str]) -> None:
         _CONFIG.value,
         workdir=_WORKDIR.value,
         mode=_MODE.value,
-        name=Path(filename).stem,
+        name="" if Path(filename) == _STORED else Path(filename).stem,
         command=shlex.join(["python", *sys.argv]),
       )
-  except experiments.USER_ERRORS as error:
-    if _DEBUG.value:
+  except Exception as error:
+    sentence = experiments.explain(error)
+    if _DEBUG.value or not sentence:
       raise
-    sys.exit(f"{type(error).__name__}: {error}")
-  except KeyboardInterrupt:
-    sys.exit("Interrupted. The same command goes on from the last checkpoint.")
+    if Path(filename) == _STORED and isinstance(error, experiments.ConfigError):
+      sentence += (
+        f" The config is that in {_WORKDIR.value}; --config=FILE gives another."
+      )
+    sys.exit(sentence)
+  except KeyboardInterrupt as error:
+    # The words of a signal handler; Ctrl-C has none.
+    word = error.args[0] if error.args else "Interrupted."
+    sys.exit(f"{word} The same command goes on from the last checkpoint.")
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ def train(config, folder):
   config = validate(config)
   bench, workdir = Workbench(config), Workdir(folder, config)
   bench.check()
-  workdir.create()
-  return single.train(bench, workdir), workdir
+  with workdir.writing():
+    return single.train(bench, workdir), workdir
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,9 @@ def test_what_a_run_trains_on_and_what_its_records_say(trained, config, prepared
   record = workdir.records()[-1]
   assert record["modalities"] == ["video", "audio", "flow"]
   assert record["data_version"] == load_video("hac", prepared).source.table.version
-  assert f"video.weights={bench.weight_hashes['video']}" in record["hyper"]
-  said = {"data.dedup=True", "audio.layer4_init=pretrained", "flow.bn_mode=frozen"}
-  assert said < set(record["hyper"])
+  said = {"data.dedup": "True", "audio.layer4_init": "pretrained"}
+  said |= {"flow.bn_mode": "frozen", "video.weights": bench.weight_hashes["video"]}
+  assert said.items() < record["tags"].items()
   assert {"val/accuracy", "target/accuracy", "target/without_flow/accuracy"} < set(
     record["metrics"]
   )
@@ -157,7 +157,8 @@ def test_the_trunk_is_that_of_the_file_and_layer4_has_moved(trained, weights):
     # Adam's first steps are about lr = 1e-4 each, whatever the gradient.
     assert 1e-5 < max(jax.tree.leaves(moved)) < 3e-4
   # The trunks are in the weights files, not in the checkpoints.
-  names = (workdir.checkpoints / "2" / "state" / "_METADATA").read_text()
+  (saved,) = (workdir.path / "checkpoints").iterdir()
+  names = (saved / "2" / "state" / "_METADATA").read_text()
   assert "layer4" in names
   assert "frozen" not in names
 
@@ -195,7 +196,8 @@ def resumed(config, prepared, tmp_path_factory):
     with pytest.raises(KeyboardInterrupt):
       train(config(prepared), folder)
   assert not (folder / "done").exists()
-  assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["1"]
+  (saved,) = (folder / "checkpoints").iterdir()
+  assert sorted(p.name for p in saved.iterdir()) == ["1"]
   return train(config(prepared), folder)
 
 

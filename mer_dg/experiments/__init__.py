@@ -4,14 +4,11 @@ from mer_dg.data import DataError
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, validate
 from mer_dg.experiments.hosts import start as join_hosts
-from mer_dg.experiments.launch import MODES, run
+from mer_dg.experiments.launch import MODES, USER_ERRORS, explain, run
 from mer_dg.experiments.sweep import command_lines
 from mer_dg.experiments.workdir import WorkdirError
 from mer_dg.methods import MethodError
 from mer_dg.training.loop import TrainingDiverged
-
-# What a wrong config, file or folder raises; the message says what to do.
-USER_ERRORS = (ConfigError, DataError, MethodError, TrainingDiverged, WorkdirError)
 
 __all__ = [
   "MODES",
@@ -23,6 +20,7 @@ __all__ = [
   "Workbench",
   "WorkdirError",
   "command_lines",
+  "explain",
   "join_hosts",
   "run",
   "validate",

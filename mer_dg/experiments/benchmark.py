@@ -8,7 +8,7 @@ is, and reports on all of them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import json
@@ -21,9 +21,9 @@ from mer_dg.experiments.config import SUBSETS, ConfigError, validate
 from mer_dg.experiments.grid import trainings
 from mer_dg.experiments.hosts import is_first_host
 from mer_dg.experiments.search import final_runs, search_runs
-from mer_dg.experiments.tables import report, train_table
-from mer_dg.experiments.workdir import Workdir
-from mer_dg.protocol import write_atomic
+from mer_dg.experiments.tables import report, shown, train_table
+from mer_dg.experiments.workdir import Workdir, read_object
+from mer_dg.protocol import file_name, write_atomic
 
 
 class Cell(NamedTuple):
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
 
   Attributes:
     dataset: Name in ``config.benchmark.datasets``.
-    name: ``dataset/protocol/modalities``, its folder under ``tables/``.
+    name: ``dataset/protocol/modalities``.
     bench: Its workbench.
     workdir: Its folder.
     trainings: Number of networks it trains, the search included.
@@ -62,10 +62,18 @@ def run_benchmark(
     ConfigError: For a table that cannot be trained; before any is.
   """
   cells = list(plan(config, workdir.path))
-  workdir.create()
-  workdir.add_command(command)
-  names = [cell.name for cell in cells]
-  write_atomic(_listed(workdir), json.dumps(names, indent=2) + "\n")
+  with workdir.writing(command, name):
+    _train(cells, config, workdir, command)
+    return report_all(workdir, config, name) if is_first_host() else ""
+
+
+def _train(
+  cells: Sequence[Cell], config: Mapping[str, Any], workdir: Workdir, command: str
+) -> None:
+  """Trains and reports table after table; tells how far it is."""
+  if is_first_host():
+    folders = {c.name: str(c.workdir.path.relative_to(workdir.path)) for c in cells}
+    write_atomic(_listed(workdir), json.dumps(folders, indent=2) + "\n")
   board = Board(
     {cell.name: (cell.dataset, cell.trainings) for cell in cells},
     config["metric"],
@@ -74,18 +82,15 @@ def run_benchmark(
   )
   for cell in cells:
     board.begin(cell.name)
-    if not cell.workdir.finished:
-      cell.workdir.create()
-      cell.workdir.add_command(command)
-      train_table(cell.bench, cell.workdir, board.add)
+    with cell.workdir.writing(command, cell.name):
+      began = train_table(cell.bench, cell.workdir, board.add)
       cell.bench.release()
-    if is_first_host() and not (cell.workdir.path / "report" / "index.html").exists():
-      report(cell.workdir, cell.bench.config, cell.name)
-    board.end(cell.workdir.records())
-  if not is_first_host():
-    return ""
-  workdir.finish()
-  return report_all(workdir, config, name)
+      there = (cell.workdir.path / "report" / "table.md").exists()
+      if is_first_host() and (began or not there):
+        report(cell.workdir, cell.bench.config, cell.name)
+    board.end(shown(cell.workdir)[0])
+  if is_first_host():
+    workdir.finish({}, ())  # Each table has counted its own records.
 
 
 def _listed(workdir: Workdir) -> Path:
@@ -103,12 +108,11 @@ def report_all(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
   Raises:
     WorkdirError: If there are no records.
   """
-  tables = []
-  for table in json.loads(_listed(workdir).read_text()):
-    folder = workdir.path / "tables" / table
+  tables = {}
+  for table, place in read_object(_listed(workdir)).items():
+    folder = workdir.path / place
     if (folder / "config.json").exists():
-      stored = json.loads((folder / "config.json").read_text())
-      tables.append(Workdir(folder, stored))
+      tables[table] = Workdir(folder, read_object(folder / "config.json"))
   return report(workdir, config, name, tables)
 
 
@@ -143,13 +147,10 @@ def plan(config: Mapping[str, Any], folder: Path) -> Iterator[Cell]:
         bench.check()
       except ValueError as error:  # ConfigError, DataError, MethodError.
         raise ConfigError(f"table {name}: {error}") from error
-      yield Cell(
-        dataset,
-        name,
-        bench,
-        Workdir(folder / "tables" / name, made),
-        _trainings(bench),
-      )
+      parts = map(file_name, (dataset, protocol, "+".join(modalities)))
+      workdir = Workdir(folder.joinpath("tables", *parts), made)
+      workdir.check_data(whole.version)
+      yield Cell(dataset, name, bench, workdir, _trainings(bench))
 
 
 # A table inside a benchmark is none itself.

@@ -95,12 +95,14 @@ class Board:
   def markdown(self) -> str:
     """The table as it stands."""
     methods = list(dict.fromkeys(m for row in self._means.values() for m in row))
-    head = ["table", "networks", *methods]
+    head = ["table", "networks", *(methods or [""])]
     lines = [head, ["---"] * len(head)]
     for name in self._planned:
       means = self._means.get(name, {})
       cells = [f"{100 * means[m]:.1f}" if m in means else "" for m in methods]
-      mark = " (now)" if name == self._now and not means else ""
+      if name in self._means and not means:
+        cells = ["every run diverged"] + [""] * (len(methods) - 1)
+      mark = " (now)" if name == self._now and name not in self._means else ""
       lines.append([name + mark, f"{self._done[name]}/{self._share[name]}", *cells])
     rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     kind = self._metric.replace("_", " ")

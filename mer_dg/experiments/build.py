@@ -139,8 +139,8 @@ class Workbench:
     return pretrained.weight_hashes(self.config, self.backbones)
 
   @cached_property
-  def words(self) -> dict[str, float]:
-    """What records say beside config and method, ``{"name=word": 1.0}``."""
+  def words(self) -> dict[str, str]:
+    """What records say beside config and method, ``{name: word}``."""
     if not isinstance(self.dataset, VideoDataset):
       return {}
     return pretrained.words(self.backbones, self.weight_hashes, self.dataset)

@@ -32,12 +32,15 @@ METRICS = ("accuracy", "balanced_accuracy")
 # Which sets of modalities a benchmark trains on, see `benchmark.subsets`.
 SUBSETS = ("all", "fused", "every")
 
-# Fields that choose runs, or how they are run, not what a run is: two runs that differ
-# in these only belong into one table. Where data and pretrained weights lie is one of
-# them, too: records carry a hash of their content.
-_RUN_AXES = ("target", "targets", "method", "methods", "seed", "seeds", "split_seed",
-             "wave", "recipes", "search", "selection", "benchmark", "driver", "reader",
-             "log_every")  # fmt: skip
+# What two runs of one table share: who trains and tests on what, how it is judged, and
+# the budget. Everything else is the run (method, network, optimiser, seed, domains) or
+# how it is run. Where the data lie is neither: records have a hash of their content.
+_PROTOCOL = ("protocol", "metric", "split_seed", "total_steps", "batch_size",
+             "eval_every")  # fmt: skip
+_DATA = ("name", "modalities", "val_fraction", "drop_unseen_classes", "target_rows")
+# Fields of ``config.data`` that some sets have.
+_DATA_OF = {"av_digits": ("audio",), "cooccurrence": ("cooccurrence",)}
+_DATA_OF |= dict.fromkeys(VIDEO_SETS, ("sync_augment",))
 
 
 class ConfigError(ValueError):
@@ -199,7 +202,8 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
       configs/common.py.
 
   Returns:
-    A JSON-ready dict (tuples become lists).
+    A JSON-ready dict (tuples become lists). Where ``log_every`` does not divide
+    ``eval_every`` it is the largest smaller number that does.
 
   Raises:
     ConfigError: For an unknown, missing or wrong field.
@@ -222,11 +226,9 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
       for group in SETTINGS:
         changed = {**config[group], **recipe.get(group, {})}
         _walk(changed, SCHEMA[group], f"config.recipes.{name}.{group}")
-  if config["eval_every"] % config["log_every"]:
-    raise ConfigError(
-      f"config.log_every={config['log_every']} must divide "
-      f"config.eval_every={config['eval_every']}."
-    )
+  config["log_every"] = min(config["log_every"], config["eval_every"])
+  while config["eval_every"] % config["log_every"]:
+    config["log_every"] -= 1  # It ends at 1.
   wrong = video_config.problem(config)
   if wrong:
     raise ConfigError(wrong)
@@ -353,14 +355,27 @@ def as_dict(config) -> Any:
   return config
 
 
+def protocol_of(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of a config that the rows of one table share, ``{"data.name": ...}``.
+
+  A field that is off (False, 0, empty) is left out, so that one which a later version
+  adds, off, makes no other protocol.
+  """
+  config = as_dict(config)
+  data = config.get("data", {})
+  fields = {name: config.get(name) for name in _PROTOCOL}
+  for name in (*_DATA, *_DATA_OF.get(data.get("name"), ())):
+    fields |= _flat(f"data.{name}", data.get(name))
+  return {name: value for name, value in fields.items() if value}
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    return {name: value}
+  groups = (_flat(f"{name}.{k}", v) for k, v in value.items())
+  return {k: v for group in groups for k, v in group.items()}
+
+
 def protocol_hash(config: Mapping[str, Any]) -> str:
-  """Hash of all that two runs of one table share (not methods, seeds, targets)."""
-  shared = {k: v for k, v in as_dict(config).items() if k not in _RUN_AXES}
-  shared["data"] = {k: v for k, v in shared["data"].items() if k != "path"}
-  shared["backbones"] = {
-    name: {k: v for k, v in group.items() if k != "weights"}
-    if isinstance(group, dict)
-    else group
-    for name, group in shared["backbones"].items()
-  }
-  return stable_hash(shared)
+  """Hash of all that two runs of one table share, `protocol_of`."""
+  return stable_hash(protocol_of(config))

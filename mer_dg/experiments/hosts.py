@@ -13,6 +13,7 @@ import platform
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from mer_dg.experiments.config import ConfigError
 
@@ -58,6 +59,13 @@ def wait_for_all(name: str) -> None:
   """Returns when every host has come to this point."""
   if this_host()[1] > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def agree(fine: bool) -> bool:
+  """What the first host says; every host must ask."""
+  if this_host()[1] == 1:
+    return fine
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(fine)))
 
 
 def device_name() -> str:

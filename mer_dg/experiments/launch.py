@@ -7,17 +7,33 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mer_dg.data import DataError
 from mer_dg.experiments.benchmark import is_benchmark, report_all, run_benchmark
 from mer_dg.experiments.build import Workbench
-from mer_dg.experiments.config import ConfigError, validate
+from mer_dg.experiments.config import ConfigError, protocol_hash, validate
 from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.experiments.hosts import is_first_host, this_host
+from mer_dg.experiments.runs import evaluation_steps, run_id
+from mer_dg.experiments.search import final_runs
 from mer_dg.experiments.tables import recorder, report, train_table
-from mer_dg.experiments.workdir import Workdir
-from mer_dg.protocol import stable_hash, write_atomic
+from mer_dg.experiments.workdir import Workdir, WorkdirError
+from mer_dg.methods import MethodError
+from mer_dg.protocol import RecordError, write_atomic
 from mer_dg.reporting.maps import write_maps
+from mer_dg.training.checkpoints import CheckpointError
+from mer_dg.training.loop import TrainingDiverged
 
 MODES = ("train", "evaluate", "report", "diagnose", "benchmark")
+# What a wrong config, file or folder raises; the message says what to do.
+USER_ERRORS = (
+  CheckpointError,
+  ConfigError,
+  DataError,
+  MethodError,
+  RecordError,
+  TrainingDiverged,
+  WorkdirError,
+)
 
 
 def run(
@@ -25,21 +41,21 @@ def run(
   *,
   workdir: str = "",
   mode: str = "train",
-  name: str = "run",
+  name: str = "",
   command: str = "",
 ) -> str:
   """Runs an experiment.
 
   Args:
     config: A config with the fields of configs/common.py.
-    workdir: Its folder; by default ``runs/<name>-<hash of the config>``, so that
-      the same command resumes.
+    workdir: Its folder; by default ``runs/<name>-<hash of the protocol>``, so that the
+      same command resumes and another method, seed or setting joins the table.
     mode: "train" (one run if ``config.target`` is set, else the table of all
       targets, methods and seeds), "evaluate" (re-evaluates the selected
       checkpoint of one run), "report" (tables and plots from records alone),
       "diagnose" (re-probes encoders trained jointly and alone) or "benchmark" (the
       tables of all sets, protocols and subsets of ``config.benchmark``).
-    name: Name of the experiment, for headings.
+    name: Name of the experiment, for headings; by default what the folder knows.
     command: The command line, for the report; not shown if empty.
 
   Returns:
@@ -47,17 +63,27 @@ def run(
 
   Raises:
     ConfigError: For a wrong config.
-    WorkdirError: For a workdir of another one, or one that holds too little.
+    WorkdirError: For a workdir of another protocol, one that another process writes to,
+      or one that is damaged or holds too little.
+    RecordError: For damaged records.
+    CheckpointError: If "evaluate" cannot read the checkpoint.
     DataError: For wrong data.
     MethodError: For a method that does not fit the data.
     TrainingDiverged: If the loss of a single run stops being finite.
   """
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is not one of {MODES}.")
-  config = validate(config)
+  given, config = config, validate(config)
+  if config["log_every"] != given["log_every"]:
+    print(
+      f"config.log_every={given['log_every']} does not divide "
+      f"config.eval_every={config['eval_every']}: logging every {config['log_every']}."
+    )
   _check_mode(config, mode)
-  default = Path("runs") / f"{name}-{stable_hash(config)[:8]}"
+  kind = "-benchmark" if mode == "benchmark" else ""
+  default = Path("runs") / f"{name or 'run'}-{protocol_hash(config)[:8]}{kind}"
   folder = Workdir(workdir or default, config)
+  name = name or folder.name
   print(f"Workdir: {folder.path}")
   if mode == "report":
     reports = report_all if is_benchmark(folder) else report
@@ -67,9 +93,26 @@ def run(
   else:
     bench = Workbench(config)
     bench.check()
+    folder.check_data(bench.dataset.version)
     text = _compute(bench, folder, mode, name, command)
   print(text)
   return text
+
+
+def explain(error: BaseException) -> str:
+  """One sentence for what a command line may run into; "" for anything else.
+
+  Example:
+    >>> explain(FileNotFoundError(2, "No such file or directory", "a.npz"))
+    'OSError: a.npz: No such file or directory.'
+    >>> explain(ZeroDivisionError())
+    ''
+  """
+  if isinstance(error, OSError):
+    places = [str(p) for p in (error.filename, error.filename2) if p is not None]
+    what = error.strerror or str(error)
+    return f"OSError: {': '.join([' -> '.join(places), what] if places else [what])}."
+  return f"{type(error).__name__}: {error}" if isinstance(error, USER_ERRORS) else ""
 
 
 def _compute(bench: Workbench, folder: Workdir, mode: str, name: str, command: str):
@@ -79,15 +122,14 @@ def _compute(bench: Workbench, folder: Workdir, mode: str, name: str, command: s
     from mer_dg.experiments import single  # Orbax and Grain: not for the table.
   if mode == "evaluate":
     return _lines(single.evaluate(bench, folder))
-  folder.create()
-  folder.add_command(command)
-  if mode == "diagnose":
-    return _diagnose(bench, folder, name)
-  if config["target"]:
-    single.train(bench, folder)
-  else:
-    train_table(bench, folder)
-  return report(folder, config, name) if is_first_host() else ""
+  with folder.writing(command, name):
+    if mode == "diagnose":
+      return _diagnose(bench, folder, name)
+    if config["target"]:
+      single.train(bench, folder)
+    else:
+      train_table(bench, folder)
+    return report(folder, config, name) if is_first_host() else ""
 
 
 def _check_mode(config: Mapping[str, Any], mode: str) -> None:
@@ -116,8 +158,11 @@ def _check_mode(config: Mapping[str, Any], mode: str) -> None:
 
 def _diagnose(bench: Workbench, workdir: Workdir, name: str) -> str:
   """Trains and probes; writes records, report, ``diagnosis.md`` and ``.json``."""
-  folder = workdir.path / "report"
+  folder, config = workdir.path / "report", bench.config
   folder.mkdir(exist_ok=True)
+  runs = final_runs(config, bench.tasks(), {})
+  ids = [run_id(bench, run) for run in runs]
+  workdir.ask(workdir.results, ids, evaluation_steps(config))
   record = recorder(bench, workdir, workdir.results)
   probes = diagnose(bench, record, lambda maps: write_maps(folder, maps))
   text = to_markdown(probes)
@@ -126,7 +171,7 @@ def _diagnose(bench: Workbench, workdir: Workdir, name: str) -> str:
   found = [dict(zip(fields, k, strict=True)) | v for k, v in probes.items()]
   lines = "".join(json.dumps(row) + "\n" for row in found)
   write_atomic(folder / "diagnosis.jsonl", lines)
-  report(workdir, bench.config, name)
+  report(workdir, config, name)
   return text
 
 

@@ -113,20 +113,21 @@ def fill(
 
 def words(
   backbones: Mapping[str, Backbone], hashes: Mapping[str, str], dataset: VideoDataset
-) -> dict[str, float]:
-  """What a record has to own up to beside the config, as ``{"name=word": 1.0}``.
+) -> dict[str, str]:
+  """What a record has to own up to beside the config, ``{name: word}``.
 
   Example:
     >>> audio = make_backbone("vggsound_resnet18")
     >>> set_ = type("Set", (), {"dedup": True})
-    >>> for word in words({"audio": audio}, {"audio": "random"}, set_): print(word)
-    data.dedup=True
-    audio.weights=random
-    audio.bn_mode=frozen
-    audio.layer4_init=random
-    audio.trainable=layer4
-    audio.compute_dtype=float32
-    audio.size=published
+    >>> found = words({"audio": audio}, {"audio": "random"}, set_)
+    >>> for name, word in found.items(): print(name, word)
+    data.dedup True
+    audio.weights random
+    audio.bn_mode frozen
+    audio.layer4_init random
+    audio.trainable layer4
+    audio.compute_dtype float32
+    audio.size published
   """
   said = {"data.dedup": str(dataset.dedup)}
   for m, backbone in backbones.items():
@@ -141,7 +142,7 @@ def words(
     published = (depths, width) == (whole["depths"], whole["width"])
     sizes = f"{'-'.join(map(str, depths))}x{width}"
     said[f"{m}.size"] = "published" if published else sizes
-  return {f"{name}={word}": 1.0 for name, word in said.items()}
+  return said
 
 
 def notice(hashes: Mapping[str, str]) -> str:

@@ -7,15 +7,17 @@ import dataclasses
 import functools
 from typing import Any
 
+from mer_dg import protocol
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.config import ConfigError, protocol_hash
 from mer_dg.experiments.hosts import device_name
+from mer_dg.methods.registry import SETTINGS
 from mer_dg.protocol import Assignment, Record, git_revision, make_record
 from mer_dg.training.state import make_hyper
 
 # Asked once, before training: git is another program, and starting one from a
 # process in which jax is busy is not safe.
-_git_revision = functools.cache(git_revision)
+code_revision = functools.cache(git_revision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ def run_hyper(bench: Workbench, run: Run) -> dict[str, dict]:
   method = bench.method(run.method, *run.task)
   network = bench.network_of(run.method)
   hyper = make_hyper(network, method, bench.settings("optimizer", run.method))
-  groups = {k: v for k, v in hyper.items() if k != "method"} | hyper["method"]
+  groups = _by_group(hyper)
   for name, value in run.overrides:
     term, _, number = name.partition(".")
     if number not in groups.get(term, {}):
@@ -81,44 +83,66 @@ def run_hyper(bench: Workbench, run: Run) -> dict[str, dict]:
   return hyper
 
 
+def _by_group(hyper: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in hyper.items() if k != "method"} | hyper["method"]
+
+
+def identity(bench: Workbench, run: Run) -> dict[str, Any]:
+  """What identifies a run, as `make_record` takes it.
+
+  Network and optimiser (those of the config, with what the method changes in them)
+  belong to the run, so that runs of several networks share a workdir.
+  """
+  config, dataset = bench.config, bench.dataset
+  settings = {group: bench.settings(group, run.method) for group in SETTINGS}
+  said = _flat(settings) | _flat(_by_group(run_hyper(bench, run)))
+  said |= _flat(bench.method(run.method, *run.task).options)
+  is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+  return {
+    "method": run.method,
+    "target": run.target,
+    "sources": list(bench.split(*run.task).sources),
+    "modalities": list(dataset.modalities),
+    "dataset": dataset.name,
+    "data_version": dataset.version,
+    "seed": run.seed,
+    "split_seed": config["split_seed"],
+    "hyper": {k: float(v) for k, v in said.items() if is_number(v)},
+    "tags": {k: str(v) for k, v in said.items() if not is_number(v)} | bench.words,
+    "config_hash": protocol_hash(config),
+  }
+
+
+def _flat(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  return {f"{g}.{k}": v for g, fields in groups.items() for k, v in fields.items()}
+
+
+def run_id(bench: Workbench, run: Run) -> str:
+  """The ``run_id`` that the records of a run have."""
+  return protocol.run_id(identity(bench, run))
+
+
 def record_of(bench: Workbench, evaluation: Evaluation) -> Record:
   """The record of an evaluation."""
-  run, config, dataset = evaluation.run, bench.config, bench.dataset
+  run = evaluation.run
   return make_record(
-    method=run.method,
-    target=run.target,
-    sources=bench.split(*run.task).sources,
-    modalities=dataset.modalities,
-    dataset=dataset.name,
-    data_version=dataset.version,
-    seed=run.seed,
-    split_seed=config["split_seed"],
-    hyper=_flat(bench, run),
-    config_hash=protocol_hash(config),
-    protocol=config["protocol"],
+    **identity(bench, run),
+    protocol=bench.config["protocol"],
     trials=run.trials,
     step=evaluation.step,
     metrics=evaluation.metrics,
-    git_revision=_git_revision(),
+    git_revision=code_revision(),
     wall_time_s=evaluation.wall_time_s,
     device=device_name(),
   )
 
 
-def run_id(bench: Workbench, run: Run) -> str:
-  """The ``run_id`` that the records of a run have."""
-  return record_of(bench, Evaluation(run, 0, {}, 0.0))["run_id"]
+def evaluation_steps(config: Mapping[str, Any]) -> list[int]:
+  """Steps at which every run is evaluated.
 
-
-def _flat(bench: Workbench, run: Run) -> dict[str, Any]:
-  """``{"term.number": value}``, and 1 for every ``"term.option=word"``.
-
-  With the words, equal ids mean equal methods, also across workdirs in whose
-  configs one name stands for two recipes.
+  Example:
+    >>> evaluation_steps({"total_steps": 25, "eval_every": 10})
+    [10, 20, 25]
   """
-  hyper = run_hyper(bench, run)
-  groups = {k: v for k, v in hyper.items() if k != "method"} | hyper["method"]
-  flat = {f"{g}.{k}": v for g, numbers in groups.items() for k, v in numbers.items()}
-  for term, words in bench.method(run.method, *run.task).options.items():
-    flat |= {f"{term}.{option}={word}": 1.0 for option, word in words.items()}
-  return flat | bench.words
+  total, every = config["total_steps"], config["eval_every"]
+  return [*range(every, total, every), total]

@@ -20,7 +20,15 @@ from mer_dg.experiments.build import (
   make_evaluation,
   name_sources,
 )
-from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
+from mer_dg.experiments.runs import (
+  Evaluation,
+  Run,
+  code_revision,
+  evaluation_steps,
+  record_of,
+  run_hyper,
+  run_id,
+)
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
 from mer_dg.methods import Method
 from mer_dg.networks import describe
@@ -36,7 +44,7 @@ from mer_dg.training.step import (
   make_train_step,
 )
 
-_NO_CHECKPOINT = "{} holds no checkpoint; train first (--mode=train)."
+_NO_CHECKPOINT = "{} holds no checkpoint of {}; train first (--mode=train)."
 
 
 def the_run(bench: Workbench) -> Run:
@@ -124,10 +132,11 @@ def _driver(bench: Workbench, setting: Setting, state: TrainState, step):
   return StreamDriver(step, DevicePrefetch(stream))
 
 
-def _checkpoints(bench: Workbench, workdir: Workdir) -> Checkpoints:
+def _checkpoints(bench: Workbench, workdir: Workdir, run: str) -> Checkpoints:
+  folder = workdir.checkpoints(run)
   if bench.backbones:
-    return video.TrunklessCheckpoints(workdir.checkpoints, bench.weight_hashes)
-  return Checkpoints(workdir.checkpoints)
+    return video.TrunklessCheckpoints(folder, bench.weight_hashes)
+  return Checkpoints(folder)
 
 
 def train(bench: Workbench, workdir: Workdir) -> TrainState:
@@ -141,7 +150,9 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
     The final state.
   """
   config, run = bench.config, the_run(bench)
-  run_id(bench, run)  # Git is asked for the revision before jax has work to do.
+  code_revision()
+  own, steps = run_id(bench, run), evaluation_steps(config)
+  workdir.ask(workdir.results, [own], steps)
   setting, state, step = _prepare(bench, run)
   print(describe(state.variables))
   if bench.backbones:
@@ -157,18 +168,26 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
   began, logs = time.perf_counter(), []
 
   def on_resume(resumed: int) -> None:
-    logs.append(MetricsLog(workdir, resumed))
+    there = {r["step"] for r in workdir.records() if r["run_id"] == own}
+    if any(step <= resumed and step not in there for step in steps):
+      raise WorkdirError(
+        f"{workdir.results} lacks records that {workdir.checkpoints(own)} has behind "
+        f"it, at step {resumed}. Without that folder, the same command trains the run "
+        "again."
+      )
+    logs.append(MetricsLog(workdir, own, resumed))
     if resumed:
       print(f"Resuming {workdir.path} at step {resumed} of {config['total_steps']}.")
 
   def on_eval(at: int, metrics) -> None:
+    workdir.check_there()
     found = Evaluation(run, at, metrics, time.perf_counter() - began)
     # Written before its checkpoint; a record that is there already stays.
     append_records(workdir.results, [record_of(bench, found)])
     logs[0].events(at, metrics)
 
   try:
-    with _checkpoints(bench, workdir) as checkpoints:
+    with _checkpoints(bench, workdir, own) as checkpoints:
       state = fit(
         state,
         driver,
@@ -188,7 +207,7 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
     driver.close()
     for log in logs:
       log.close()
-  workdir.finish()
+  workdir.finish({own: run.trials}, steps)
   return state
 
 
@@ -207,26 +226,29 @@ def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
     CheckpointError: If it cannot be read.
   """
   run = the_run(bench)
-  if not workdir.checkpoints.exists():  # Checkpoints would make the folder.
-    raise WorkdirError(_NO_CHECKPOINT.format(workdir.checkpoints))
+  own = run_id(bench, run)
+  nothing = WorkdirError(_NO_CHECKPOINT.format(workdir.path, run))
+  if not workdir.checkpoints(own).exists():  # Checkpoints would make the folder.
+    raise nothing
   setting, template, _ = _prepare(bench, run)
-  with _checkpoints(bench, workdir) as checkpoints:
+  with _checkpoints(bench, workdir, own) as checkpoints:
     best = checkpoints.best_step()
     if best is None:
-      raise WorkdirError(_NO_CHECKPOINT.format(workdir.checkpoints))
+      raise nothing
     try:
       state, _ = checkpoints.restore(template, best)
     except CheckpointError as error:
       raise CheckpointError(
-        f"{error}. It is the one that source validation selects; train again in a new "
-        "workdir to have it back."
+        f"{error}. It is the one that source validation selects. Without "
+        f"{workdir.checkpoints(own)}, --mode=train makes it again."
       ) from error
   method = bench.method(run.method, *run.task)
   measured = _evaluator(bench, setting, run.method)(evaluated(state, method))
   metrics = name_sources(measured, setting.split.sources)
   null = {k: v if np.isfinite(v) else None for k, v in metrics.items()}  # As records.
+  found = {"run_id": own, "step": best, "metrics": null}
   write_atomic(
     workdir.path / "evaluation.json",
-    json.dumps({"step": best, "metrics": null}, indent=2, allow_nan=False) + "\n",
+    json.dumps(found, indent=2, allow_nan=False) + "\n",
   )
   return {"step": float(best), **metrics}

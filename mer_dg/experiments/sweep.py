@@ -9,6 +9,7 @@ import shlex
 from typing import Any
 
 from mer_dg.experiments.config import ConfigError, validate
+from mer_dg.protocol import file_name
 
 
 def command_lines(
@@ -52,7 +53,8 @@ def command_lines(
       raise ConfigError(f"{filename}, sweep: {fields}: {error}") from error
     validate(config)
     words = [f"{name}={_word(value)}" for name, value in fields.items()]
-    folder = base / "-".join([*([config_arg] if config_arg else []), *words] or ["run"])
+    named = "-".join([*([config_arg] if config_arg else []), *words] or ["run"])
+    folder = base / file_name(named)
     argument = filename if config_arg is None else f"{filename}:{config_arg}"
     command = ["python", "main.py", f"--config={argument}"]
     command += [f"--config.{word}" for word in words] + [f"--workdir={folder}"]

@@ -2,45 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import collections
+from collections.abc import Callable, Collection, Mapping, Sequence
 import json
 from pathlib import Path
 from typing import Any
 
+from mer_dg import protocol
 from mer_dg.experiments.build import Workbench
 from mer_dg.experiments.grid import Divergence, Wave, train_all
 from mer_dg.experiments.hosts import is_first_host, wait_for_all
-from mer_dg.experiments.runs import Evaluation, Run, record_of, run_id
+from mer_dg.experiments.runs import (
+  Evaluation,
+  Run,
+  code_revision,
+  evaluation_steps,
+  identity,
+  record_of,
+  run_id,
+)
 from mer_dg.experiments.search import Choice, choose, final_runs, search_runs
 from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
-from mer_dg.protocol import Assignment, append_records, write_atomic
+from mer_dg.protocol import Assignment, Record, append_records, write_atomic
+from mer_dg.protocol.records import Identity
 from mer_dg.reporting import write_report
+
+# Workdirs by name, in the order of a report.
+Tables = Mapping[str, Workdir]
+Key = Callable[[Any], Any]
 
 
 def train_table(
   bench: Workbench, workdir: Workdir, on_wave: Callable[[Wave], None] = lambda _: None
-) -> None:
+) -> bool:
   """Trains what the table lacks: the search if there is one, then all runs.
 
   Args:
     bench: The workbench.
     workdir: Where records go; other hosts write to it, too.
     on_wave: Called with each finished wave once its records are on disk.
+
+  Returns:
+    Whether anything was missing.
+
+  Raises:
+    WorkdirError: If the records of what was trained are not there at the end.
   """
   config, tasks = bench.config, bench.tasks()
+  code_revision()
   chosen: dict[tuple[str, Assignment], Choice] = {}
-  if config["search"]["trials"]:
-    runs = search_runs(config, tasks)
-    _train_missing(bench, runs, workdir, workdir.search, on_wave)
+  runs = search_runs(config, tasks) if config["search"]["trials"] else []
+  began = _train_missing(bench, runs, workdir, workdir.search, on_wave)
+  if runs:
     wait_for_all(f"search in {workdir.path}")
     found = _evaluations(bench, runs, workdir)
     chosen = choose(runs, found, config["metric"], config["selection"])
   runs = final_runs(config, tasks, chosen)
-  _train_missing(bench, runs, workdir, workdir.results, on_wave)
+  began |= _train_missing(bench, runs, workdir, workdir.results, on_wave)
   wait_for_all(f"table in {workdir.path}")
   if is_first_host():
-    workdir.finish()
+    trials = {run_id(bench, run): run.trials for run in runs}
+    workdir.finish(trials, evaluation_steps(config))
   wait_for_all(f"finished {workdir.path}")
+  return began
 
 
 def _train_missing(
@@ -49,12 +73,15 @@ def _train_missing(
   workdir: Workdir,
   path: Path,
   then: Callable[[Wave], None],
-) -> None:
-  """Trains the runs that have neither ended nor diverged, writing as waves end."""
-  last = bench.config["total_steps"]
-  ended = {r["run_id"] for r in workdir.records(path) if r["step"] == last}
-  ended |= {row["run_id"] for row in workdir.gave_up()}
-  done = {run for run in runs if run_id(bench, run) in ended}
+) -> bool:
+  """Trains runs that have neither ended nor diverged, writing as waves end."""
+  steps, by_id = (
+    evaluation_steps(bench.config),
+    {run_id(bench, run): run for run in runs},
+  )
+  ended = workdir.ended(path, steps)
+  missing = workdir.ask(path, list(by_id), steps)
+  done = {run for i, run in by_id.items() if i in ended}
   if done:
     print(f"{len(done)} of {len(runs)} runs are there already.")
 
@@ -64,14 +91,16 @@ def _train_missing(
     write(wave)
     then(wave)
 
-  if len(done) < len(runs):
-    train_all(bench, runs, on_wave, done=done)
+  if missing:
+    train_all(bench, [by_id[i] for i in missing], on_wave, done=done)
+  return bool(missing)
 
 
 def recorder(bench: Workbench, workdir: Workdir, path: Path):
   """What writes the records of a wave when it ends."""
 
   def on_wave(wave: Wave) -> None:
+    workdir.check_there()
     # A wave that is repeated after a kill appends what was not there yet.
     append_records(path, [record_of(bench, e) for e in wave.evaluations])
     _append_diverged(bench, workdir.diverged, wave.diverged)
@@ -83,8 +112,9 @@ def _append_diverged(bench: Workbench, path: Path, new: Sequence[Divergence]) ->
   if new:
     rows = {row["run_id"]: row for row in read_lines(path)}
     for d in new:
-      identity = run_id(bench, d.run)
-      rows[identity] = {"run_id": identity, "message": str(d)}
+      own = identity(bench, d.run)
+      row = {"run_id": protocol.run_id(own), "message": str(d), **own}
+      rows[row["run_id"]] = row
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
 
 
@@ -101,10 +131,7 @@ def _evaluations(
 
 
 def report(
-  workdir: Workdir,
-  config: Mapping[str, Any],
-  name: str,
-  tables: Sequence[Workdir] = (),
+  workdir: Workdir, config: Mapping[str, Any], name: str, tables: Tables | None = None
 ) -> str:
   """Writes ``report/`` from the records of a workdir; returns its Markdown.
 
@@ -112,22 +139,68 @@ def report(
     workdir: Where the report goes.
     config: Its config.
     name: Heading.
-    tables: Whose records are shown; () is those of ``workdir`` itself.
+    tables: Whose records are shown, by name; None is those of ``workdir`` itself.
 
   Raises:
-    WorkdirError: If there are no records.
+    WorkdirError: If nothing was trained.
   """
-  tables = tables or (workdir,)
-  records = [record for table in tables for record in table.records()]
-  if not records:
+  records, left_out = [], []
+  for table, folder in ({"": workdir} if tables is None else tables).items():
+    some, notes = shown(folder)
+    records += some
+    left_out += [f"{table}: {note}" if table else note for note in notes]
+  if records:
+    return write_report(
+      workdir.path,
+      records,
+      metric=config["metric"],
+      reference=config["methods"][0],
+      title=name,
+      rule=config["selection"],
+      commands=workdir.commands,
+      left_out=left_out,
+    )
+  if not left_out:
     raise WorkdirError(f"{workdir.path} holds no records; train first.")
-  return write_report(
-    workdir.path,
-    records,
-    metric=config["metric"],
-    reference=config["methods"][0],
-    title=name,
-    rule=config["selection"],
-    commands=workdir.commands,
-    left_out=[row["message"] for table in tables for row in table.gave_up()],
-  )
+  lines = [f"# {name}", "", "Every run diverged; there is no table.", ""]
+  text = "\n".join([*lines, *(f"- {note}" for note in left_out)])
+  (workdir.path / "report").mkdir(exist_ok=True)
+  write_atomic(workdir.path / "report" / "table.md", text + "\n")
+  return text
+
+
+def shown(workdir: Workdir) -> tuple[list[Record], list[str]]:
+  """The records of a workdir that a table of it shows, and notes on the others.
+
+  All that are there, but for a target the runs of one list of sources, and for a method
+  those of one setting: what the last command asked for, else the newest. (A search
+  settles on one setting; the records of others are those of earlier commands.)
+  """
+  asked, gave_up, records = workdir.asked, workdir.gave_up(), workdir.records()
+  whole = [row for row in gave_up if row.keys() >= set(Identity.__annotations__)]
+  kept: list[Any] = [*whole, *records]
+  pairs = any(r["protocol"] == "single_source" for r in records)
+  sources = lambda r: tuple(r["sources"])
+  cell = lambda r: (r["method"], r["target"], sources(r) if pairs else ())
+  kept = kept if pairs else _newest(kept, lambda r: r["target"], sources, asked)
+  kept = _newest(kept, cell, protocol.setting, asked)
+  ids = {row["run_id"] for row in kept}
+  lost = {r["run_id"]: r["method"] for r in records if r["run_id"] not in ids}
+  counts = collections.Counter(lost.values())
+  notes = [
+    f"{method}: {number} run{'s' * (number > 1)} in a setting that the last command "
+    "did not ask for"
+    for method, number in counts.items()
+  ]
+  of_older_versions = [row["run_id"] for row in gave_up if row not in whole]
+  told = ids | asked | {*of_older_versions}
+  diverged = [row["message"] for row in gave_up if row["run_id"] in told]
+  return [r for r in records if r["run_id"] in ids], diverged + notes
+
+
+def _newest(rows: Sequence[Any], cell: Key, kind: Key, asked: Collection[str]) -> list:
+  """Rows of one kind in each cell: that of rows asked for, else of the last row."""
+  kinds: dict[Any, Any] = {}
+  for part in (rows, [row for row in rows if row["run_id"] in asked]):
+    kinds |= {cell(row): kind(row) for row in part}
+  return [row for row in rows if kinds[cell(row)] == kind(row)]

@@ -53,10 +53,10 @@ def train(tiny):
   def run(folder, target="d1", **fields):
     config = validate(tiny(target, **fields))
     workdir = Workdir(folder, config)
-    workdir.create()
     bench = Workbench(config)
     bench.check()
-    return single.train(bench, workdir), workdir
+    with workdir.writing():
+      return single.train(bench, workdir), workdir
 
   return run
 
@@ -68,6 +68,17 @@ def finished(train, tmp_path_factory):
   return {
     driver: train(folder / driver, driver=driver) for driver in ("resident", "stream")
   }
+
+
+@pytest.fixture(scope="session")
+def checkpoints():
+  """The folder of the checkpoints of the only run in a workdir."""
+
+  def find(workdir):
+    (folder,) = (workdir.path / "checkpoints").iterdir()
+    return folder
+
+  return find
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from configs import cooccurrence
 from mer_dg.data.cooccurrence import Cooccurrence, best_target_accuracy
 from mer_dg.experiments import Workbench, launch, validate
 from mer_dg.experiments.diagnose import diagnose, to_markdown
+from mer_dg.protocol import read_records
 
 
 def make_config():
@@ -178,8 +179,7 @@ def test_a_table_that_is_diagnosed_later_keeps_its_records(
   def records():
     monkeypatch.setattr(launch, "diagnose", replay)
     text = launch.run(make_config(), workdir=str(tmp_path), mode="diagnose")
-    lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    return text, [json.loads(line) for line in lines]
+    return text, read_records(tmp_path / "results.jsonl")
 
   _, before = records()
   shown = waves

@@ -139,7 +139,7 @@ def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeyp
   assert "erm, target d0, seed 1, optimizer.lr 1e+30" in row["message"]
   assert "stopped being finite at step" in row["message"]
   for shown in (text, (tmp_path / "report" / "table.md").read_text()):
-    assert "Left out: runs that diverged\n\n- erm, target d0, seed 1" in shown
+    assert "### Left out\n\n- erm, target d0, seed 1" in shown
   assert "the run is left out" in capsys.readouterr().err
   # It is not tried again.
   monkeypatch.setattr(tables, "train_all", lambda *_, **__: pytest.fail("trained"))

@@ -116,6 +116,7 @@ def test_the_files_of_hosts_are_read_as_one_and_gathered(tmp_path, monkeypatch):
     )
 
   folder = workdir.Workdir(tmp_path, {})
+  (tmp_path / "config.json").write_text("{}")
   for index, seeds in ((0, (0, 1)), (1, (1, 2)), (10, (3,))):
     monkeypatch.setattr(workdir, "this_host", lambda index=index: (index, 11))
     append_records(folder.results, map(record, seeds))
@@ -124,11 +125,12 @@ def test_the_files_of_hosts_are_read_as_one_and_gathered(tmp_path, monkeypatch):
   (tmp_path / "results-old.jsonl").write_text("not a part")
   monkeypatch.setattr(workdir, "this_host", lambda: (0, 11))
   assert [r["seed"] for r in folder.records()] == [0, 1, 2, 3]
-  folder.finish()
-  folder.finish()  # Twice is once.
+  folder.finish({}, ())
+  folder.finish({}, ())  # Twice is once.
   assert [r["seed"] for r in folder.records()] == [0, 1, 2, 3]
   assert [row["run_id"] for row in folder.gave_up()] == ["r0", "r1", "r10"]
   assert sorted(p.name for p in tmp_path.iterdir()) == [
+    "config.json",
     "diverged.jsonl",
     "done",
     "results-old.jsonl",

@@ -125,7 +125,9 @@ def test_overrides_reach_state_and_record(config):
   assert hyper["optimizer"]["lr"] == 0.5
   record = record_of(bench, Evaluation(run, 10, {"val/accuracy": math.nan}, 1.0))
   assert record["hyper"]["mer.weight"] == 0.25
-  assert record["hyper"]["mer.estimator=kde"] == 1.0
+  assert record["tags"]["mer.estimator"] == "kde"
+  assert record["tags"]["network.fusion"] == "concat"
+  assert record["hyper"]["network.embedding_dim"] == 8
   assert record["trials"] == 4
   assert record["run_id"] == run_id(bench, run)
   # The default of the next run is untouched.

@@ -82,7 +82,10 @@ def test_a_run_learns_and_leaves_what_it_should(finished):
   assert [r["step"] for r in workdir.records()] == [10, 20]
   names = {p.name for p in workdir.path.iterdir()}
   assert {"config.json", "metrics.jsonl", "results.jsonl", "done"} < names
-  assert any(workdir.tensorboard.iterdir())
+  ids = {r["run_id"] for r in workdir.records()}
+  for folder in ("tensorboard", "checkpoints"):
+    assert {p.name for p in (workdir.path / folder).iterdir()} == ids
+  assert {row["run"] for row in rows(workdir)} == ids
   wanted = {"val/accuracy", "target/accuracy", "val/d0/accuracy", "entropy/m0"}
   assert wanted < set(workdir.records()[-1]["metrics"])
 
@@ -97,6 +100,7 @@ def test_killed_and_started_again(
   train,
   finished,
   comparable,
+  checkpoints,
   tmp_path,
   repo_root,
   capsys,
@@ -104,6 +108,7 @@ def test_killed_and_started_again(
   kill_at,
   resumed,
 ):
+  saved = tmp_path / "checkpoints" / checkpoints(finished[driver][1]).name
   command = [sys.executable, "-c", KILLED, "--config=configs/cooccurrence.py:d1"]
   command += [*flags, f"--config.driver={driver}", f"--workdir={tmp_path}"]
   died = subprocess.run(
@@ -111,7 +116,7 @@ def test_killed_and_started_again(
     cwd=repo_root,
     env=os.environ
     | {"PYTHONPATH": str(repo_root), "KILL_AT": str(kill_at)}
-    | {"WAIT_FOR": str(tmp_path / "checkpoints" / "10") if kill_at == 4 else "main.py"},
+    | {"WAIT_FOR": str(saved / "10") if kill_at == 4 else "main.py"},
     capture_output=True,
     text=True,
     timeout=300,
@@ -133,13 +138,16 @@ def test_killed_and_started_again(
   ]
 
 
-def test_a_truncated_newest_checkpoint(train, finished, comparable, tmp_path):
+def test_a_truncated_newest_checkpoint(
+  train, finished, comparable, checkpoints, tmp_path
+):
   expected, reference = finished["resident"]
   shutil.copytree(reference.path, tmp_path / "w")
-  for file in (tmp_path / "w" / "checkpoints" / "20" / "state").rglob("*"):
+  saved = tmp_path / "w" / "checkpoints" / checkpoints(reference).name
+  for file in (saved / "20" / "state").rglob("*"):
     if file.is_file():
       file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-  with pytest.warns(RuntimeWarning, match="checkpoints/20 cannot be read"):
+  with pytest.warns(RuntimeWarning, match=r"checkpoints/\w+/20 cannot be read"):
     state, workdir = train(tmp_path / "w", driver="resident")
   assert_equal_states(state, expected)
   assert rows(workdir) == rows(reference)
@@ -157,33 +165,37 @@ def test_evaluation_equals_the_record_of_the_selected_step(finished, tiny):
   assert found == record["metrics"]
   stored = json.loads((workdir.path / "evaluation.json").read_text())
   assert stored["metrics"] == found
+  assert stored["run_id"] == record["run_id"]
 
 
-def test_evaluation_without_a_readable_checkpoint(tiny, finished, tmp_path):
+def test_evaluation_without_a_readable_checkpoint(
+  tiny, finished, checkpoints, tmp_path
+):
   _, reference = finished["resident"]
   config = validate(tiny(driver="resident"))
-  with pytest.raises(WorkdirError, match="holds no checkpoint; train first"):
+  with pytest.raises(WorkdirError, match="holds no checkpoint of mer_kde.*train first"):
     run(config, workdir=str(tmp_path / "none"), mode="evaluate")
   assert not (tmp_path / "none").exists()
   shutil.copytree(reference.path, tmp_path / "w")
   for step in (10, 20):
-    shutil.rmtree(tmp_path / "w" / "checkpoints" / str(step) / "state")
+    saved = tmp_path / "w" / "checkpoints" / checkpoints(reference).name
+    shutil.rmtree(saved / str(step) / "state")
   with pytest.raises(CheckpointError, match="cannot be read"):
     run(config, workdir=str(tmp_path / "w"), mode="evaluate")
 
 
-def test_a_workdir_of_another_config_is_refused(tiny, finished):
+def test_a_workdir_of_another_protocol_is_refused(tiny, finished):
   _, workdir = finished["resident"]
   before = sorted(workdir.path.rglob("*"))
   with pytest.raises(
-    WorkdirError, match=r"another config: config.optimizer.lr was 0.01 and is now 0.5"
+    WorkdirError, match=r"another protocol: config.total_steps was 20 and is now 40"
   ):
-    run(tiny(driver="resident", optimizer__lr=0.5), workdir=str(workdir.path))
+    run(tiny(driver="resident", total_steps=40), workdir=str(workdir.path))
   assert sorted(workdir.path.rglob("*")) == before
 
 
 def test_divergence_stops_the_run_and_leaves_the_last_good_state(
-  tiny, train, finished, tmp_path
+  tiny, train, finished, checkpoints, tmp_path
 ):
   """A run that goes on from step 10 with an absurd learning rate."""
   _, reference = finished["resident"]
@@ -195,22 +207,22 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_state(
   assert not (tmp_path / "fresh" / "done").exists()
   # The same in a workdir that has a checkpoint: it is still there, and restores.
   shutil.copytree(reference.path, tmp_path / "w")
-  (tmp_path / "w" / "config.json").unlink()
-  shutil.rmtree(tmp_path / "w" / "checkpoints" / "20")
+  saved = tmp_path / "w" / "checkpoints" / checkpoints(reference).name
+  shutil.rmtree(saved / "20")
   config = validate(tiny(driver="resident"))
   bench, workdir = Workbench(config), Workdir(tmp_path / "w", config)
   _, template, _ = single._prepare(bench, single.the_run(bench))
   hyper = jax.tree.map(np.float32, template.hyper)
   hyper["optimizer"]["lr"] = np.float32(1e30)
-  with Checkpoints(workdir.checkpoints) as checkpoints:
-    good, meta = checkpoints.restore_latest(template)
-    checkpoints.save(11, good.replace(hyper=hyper), meta, (0.0, 0.0))
-    checkpoints.wait()
+  with Checkpoints(saved) as manager:
+    good, meta = manager.restore_latest(template)
+    manager.save(11, good.replace(hyper=hyper), meta, (0.0, 0.0))
+    manager.wait()
   with pytest.raises(TrainingDiverged, match=r"\(steps 11 to 15\)"):
     single.train(bench, workdir)
-  with Checkpoints(workdir.checkpoints) as checkpoints:
-    assert checkpoints.steps() == [10, 11]
-    again, _ = checkpoints.restore(template, 10)
+  with Checkpoints(saved) as manager:
+    assert manager.steps() == [10, 11]
+    again, _ = manager.restore(template, 10)
   jax.tree.map(np.testing.assert_array_equal, again.params, good.params)
 
 

@@ -1,0 +1,386 @@
+"""A workdir is a protocol; what a command asks for and is not there is trained."""
+
+import collections
+import dataclasses
+import json
+import math
+import shutil
+
+import pytest
+
+from mer_dg.experiments import (
+  Workbench,
+  WorkdirError,
+  benchmark,
+  grid,
+  run,
+  tables,
+  validate,
+)
+from mer_dg.experiments.runs import Evaluation, Run, evaluation_steps, run_id
+from mer_dg.experiments.workdir import Workdir, read_lines
+from mer_dg.protocol import read_records
+
+
+def score(run: Run) -> float:
+  return 0.5 + sum(value for _, value in run.overrides) / 1000 + run.seed / 100
+
+
+@pytest.fixture
+def trained(monkeypatch):
+  """Training without a network: the runs that `train_all` was asked for, per call."""
+  calls = []
+
+  def train_all(bench, runs, on_wave, *, done=()):
+    ours = [r for r in runs if r not in set(done)]
+    calls.append(ours)
+    lost = {r for r in ours if dict(r.overrides).get("optimizer.lr", 0) > 1e9}
+    lost |= {r for r in ours if bench.config["optimizer"]["lr"] > 1e9}
+    names = ("val/accuracy", "val/repaired/accuracy", "target/accuracy")
+    metrics = lambda r: dict.fromkeys(names, score(r)) | {"val/nll": 1.0}
+    on_wave(
+      grid.Wave(
+        ours,
+        [
+          Evaluation(r, step, metrics(r), 1.0)
+          for step in evaluation_steps(bench.config)
+          for r in ours
+          if r not in lost
+        ],
+        [grid.Divergence(r, 5, "loss/fused") for r in lost],
+        None,
+        None,
+      )
+    )
+
+  def write_report(folder, records, *, left_out, title, **_):
+    # Without plots: which methods, how often, and what is left out.
+    rows = collections.Counter(r["method"] for r in records)
+    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report" / "table.md").write_text("")
+    lines = [f"# {title}", *(f"| {m} {n} |" for m, n in rows.items()), *left_out]
+    return "\n".join(lines)
+
+  monkeypatch.setattr(tables, "train_all", train_all)
+  monkeypatch.setattr(tables, "write_report", write_report)
+  return calls
+
+
+@pytest.fixture
+def command(tiny, tmp_path, trained):
+  """``command(**fields) -> (runs trained, text)`` in one workdir."""
+
+  def go(**fields):
+    defaults = {"methods": ("erm",), "targets": ("d0", "d1"), "seeds": (0, 1)}
+    config = tiny(fields.pop("target", ""), **(defaults | fields))
+    trained.clear()
+    text = run(config, workdir=str(tmp_path / "w"), name="name")
+    return [r for call in trained for r in call], text
+
+  return go
+
+
+def test_what_is_added_is_trained_and_nothing_else(command, tmp_path):
+  results = tmp_path / "w" / "results.jsonl"
+  assert len(command()[0]) == 4
+  assert command()[0] == []
+  lines = results.read_bytes().splitlines()
+  more, text = command(methods=("erm", "mer_kde"))
+  assert {(r.method, r.target, r.seed) for r in more} == {
+    ("mer_kde", t, s) for t in ("d0", "d1") for s in (0, 1)
+  }
+  assert text == "# name\n| erm 8 |\n| mer_kde 8 |"
+  both = {"methods": ("erm", "mer_kde")}
+  more, _ = command(**both, seeds=(0, 1, 2))
+  assert {(r.method, r.target, r.seed) for r in more} == {
+    (m, t, 2) for m in ("erm", "mer_kde") for t in ("d0", "d1")
+  }
+  more, _ = command(**both, seeds=(0, 1, 2), targets=("d0", "d1", "d2"))
+  assert {r.target for r in more} == {"d2"}
+  assert len(more) == 6
+  assert results.read_bytes().splitlines()[: len(lines)] == lines
+  assert len(read_records(results)) == 2 * 3 * 3 * 2
+  # Less is asked for: nothing is trained, nothing is lost.
+  assert command()[0] == []
+  assert len(read_records(results)) == 2 * 3 * 3 * 2
+  stored = json.loads((tmp_path / "w" / "config.json").read_text())
+  assert stored["methods"] == ["erm"]
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("recipes__mer_logdet__mer__weight", 7.0),  # Of a method that is not asked for.
+    ("log_every", 10),
+    ("wave", 2),
+    ("selection", "repaired_val"),
+    ("data__audio", "waveform"),  # Of another set.
+    ("backbones__bn_mode", "layer4"),
+    ("reader__threads", 3),
+    ("method", "erm"),
+  ],
+)
+def test_a_field_that_no_run_depends_on_trains_nothing(command, field, value):
+  command()
+  assert command(**{field: value})[0] == []
+
+
+def test_another_setting_is_trained_and_shown_the_other_one_is_kept(command, tmp_path):
+  command(methods=("erm", "mer_kde"))
+  more, text = command(methods=("erm", "mer_kde"), recipes__mer_kde__mer__weight=0.3)
+  assert {r.method for r in more} == {"mer_kde"}
+  left = "mer_kde: 4 runs in a setting that the last command did not ask for"
+  assert text == f"# name\n| erm 8 |\n| mer_kde 8 |\n{left}"
+  more, text = command(network__hidden_dim=24)
+  assert len(more) == 4
+  assert "| erm 8 |" in text
+  assert "\nerm: 4 runs in a setting" in text
+  # Back to the first setting: it is there.
+  more, text = command(methods=("erm", "mer_kde"))
+  assert more == []
+  assert left in text
+  records = read_records(tmp_path / "w" / "results.jsonl")
+  widths = {(r["method"], r["hyper"]["network.hidden_dim"]) for r in records}
+  assert widths == {("erm", 16), ("erm", 24), ("mer_kde", 16)}
+  config = json.loads((tmp_path / "w" / "config.json").read_text())
+  kept, _ = tables.shown(Workdir(tmp_path / "w", config))
+  assert {r["hyper"]["network.hidden_dim"] for r in kept} == {16}
+
+
+def test_other_sources_are_other_runs_of_the_same_table(command):
+  command(targets=("d0",))
+  more, text = command(targets=("d0",), sources=("d1",))
+  assert len(more) == 2
+  assert "in a setting that the last" in text
+  assert command(targets=("d0",))[0] == []
+
+
+def test_a_search_is_added_and_grown(command, tmp_path):
+  space = {"erm": {"optimizer": {"lr": (0.001, 0.1)}}}
+  command()
+  runs, _ = command(search__trials=2, search__space=space)
+  assert {r.seed for r in runs if len(r.overrides) and r.seed >= 100} == {100, 101}
+  # Default and two trials of two targets and two seeds; the largest rate is best.
+  assert len([r for r in runs if r.seed >= 100]) == 3 * 2 * 2
+  trials = lambda: {
+    r["trials"]
+    for r in read_records(tmp_path / "w" / "results.jsonl")
+    if r["hyper"]["optimizer.lr"] != pytest.approx(0.01)
+  }
+  assert trials() == {3}
+  runs, _ = command(search__trials=3, search__space=space)
+  assert len([r for r in runs if r.seed >= 100]) == 1 * 2 * 2
+  # What was chosen before owns up to the larger search, or another one is chosen.
+  config = json.loads((tmp_path / "w" / "config.json").read_text())
+  kept, _ = tables.shown(Workdir(tmp_path / "w", config))
+  assert {r["trials"] for r in kept} == {4}
+
+
+def test_an_interrupted_command_gets_the_same_list_again(command, monkeypatch):
+  command()
+  fields = {"seeds": (0, 1, 2, 3)}
+  listed, stop = [], tables.train_all
+
+  def interrupted(bench, runs, on_wave, *, done=()):
+    listed.append((list(runs), {*done} & {*runs}))
+    if len(listed) == 1:
+      stop(bench, runs[:3], on_wave, done=done)
+      raise KeyboardInterrupt
+    stop(bench, runs, on_wave, done=done)
+
+  monkeypatch.setattr(tables, "train_all", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    command(**fields)
+  command(**fields)
+  (first, before), (second, after) = listed
+  assert first == second  # So its waves, and its numbers, are the same.
+  assert len(first) == 4
+  assert before == set()
+  assert after == set(first[:3])
+
+
+def test_a_lost_record_is_trained_again(command, tmp_path):
+  command()
+  path = tmp_path / "w" / "results.jsonl"
+  path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+  assert [(r.target, r.seed) for r in command()[0]] == [("d0", 0)]
+  assert len(read_records(path)) == 8
+
+
+def test_another_protocol_is_refused_by_name(command, tmp_path):
+  command()
+  before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+  with pytest.raises(
+    WorkdirError, match=r"protocol: config.split_seed was 0 and is now 3"
+  ):
+    command(split_seed=3)
+  with pytest.raises(WorkdirError, match=r"config.data.cooccurrence.seed was 1 and is"):
+    command(data__cooccurrence__seed=4)
+  assert before == sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+
+
+def test_other_data_under_the_same_name_are_refused(command, monkeypatch, tmp_path):
+  command()
+  load = tables.Workbench.__init__
+
+  def other(self, config, dataset=None):
+    load(self, config, dataset)
+    self.dataset = dataclasses.replace(self.dataset, version="2")
+
+  monkeypatch.setattr(tables.Workbench, "__init__", other)
+  with pytest.raises(WorkdirError, match=r"records of version \w+ of the data, which "):
+    command()
+
+
+def test_a_workdir_of_an_older_version(command, tiny, tmp_path):
+  command()
+  folder = tmp_path / "w"
+  stored = json.loads((folder / "config.json").read_text())
+  del stored["data"]["target_rows"]
+  (folder / "config.json").write_text(json.dumps(stored))
+  with pytest.raises(WorkdirError, match=r"older version \(its config.json has no con"):
+    command()
+  # The same config, but ids and hashes of before.
+  (folder / "config.json").unlink()
+  path = folder / "results.jsonl"
+  rows = [dict(r, config_hash="0" * 16) for r in read_records(path)]
+  for row in rows:
+    row["hyper"] |= {f"{k}={v}": 1.0 for k, v in row.pop("tags").items()}
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(WorkdirError, match="of another protocol, or of an older version"):
+    command()
+  text = run(tiny("", methods=("erm",)), workdir=str(folder), mode="report")
+  assert "| erm" in text
+
+
+def test_the_default_folder_is_named_by_the_protocol(
+  tiny, trained, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  base = {"methods": ("erm",), "targets": ("d0",), "seeds": (0,)}
+  for fields in (base, base | {"seeds": (0, 1)}, base | {"optimizer__lr": 0.5}):
+    run(tiny("", **fields), name="toy")
+  (folder,) = (tmp_path / "runs").iterdir()
+  assert folder.name.startswith("toy-")
+  run(tiny("", **base, total_steps=40), name="toy")
+  assert len([*(tmp_path / "runs").iterdir()]) == 2
+
+
+def test_single_runs_and_a_table_share_a_folder(
+  tiny, train, tmp_path, finished, trained
+):
+  """Two single runs, then the table that lacks the others."""
+  _, workdir = finished["resident"]
+  folder = tmp_path / "w"
+  shutil.copytree(workdir.path, folder)
+  before = read_lines(folder / "metrics.jsonl")
+  train(folder, method="erm")
+  rows = read_lines(folder / "metrics.jsonl")
+  assert rows[: len(before)] == before
+  assert len({row["run"] for row in rows}) == 2
+  for part in ("checkpoints", "tensorboard"):
+    assert {p.name for p in (folder / part).iterdir()} == {row["run"] for row in rows}
+  config = tiny("", methods=("erm",), targets=("d0", "d1"), seeds=(0,))
+  run(config, workdir=str(folder))
+  assert [(r.method, r.target, r.seed) for r in trained[0]] == [("erm", "d0", 0)]
+  # Each of the single runs is evaluated by itself.
+  for method in ("erm", "mer_kde+mm_alternate"):
+    config = tiny("d1", method=method)
+    run(config, workdir=str(folder), mode="evaluate")
+    found = json.loads((folder / "evaluation.json").read_text())
+    bench = Workbench(validate(config))
+    assert found["run_id"] == run_id(bench, Run(method, "d1", 0))
+    assert any(
+      math.isclose(found["metrics"]["val/nll"], r["metrics"]["val/nll"], rel_tol=1e-6)
+      for r in read_records(folder / "results.jsonl")
+      if r["run_id"] == found["run_id"]
+    )
+
+
+def test_the_name_of_a_run_is_no_id(tiny):
+  """One name for two recipes gives two ids; a default added later, off, gives one."""
+  bench = Workbench(validate(tiny("")))
+  other = Workbench(validate(tiny("", recipes__mer_kde__mer__scope="per_domain")))
+  one = Run("mer_kde", "d0", 0)
+  assert run_id(bench, one) != run_id(other, one)
+  assert run_id(bench, Run("erm", "d0", 0)) == run_id(other, Run("erm", "d0", 0))
+  bench.config["network"]["later"] = 0.0
+  bench.config["network"]["norm"] = "none"
+  assert run_id(bench, one) == run_id(Workbench(validate(tiny(""))), one)
+
+
+def test_a_workdir_that_vanishes_is_an_error(command, tmp_path, monkeypatch):
+  stop = tables.train_all
+
+  def vanish(bench, runs, on_wave, *, done=()):
+    shutil.rmtree(tmp_path / "w")
+    stop(bench, runs, on_wave, done=done)
+
+  monkeypatch.setattr(tables, "train_all", vanish)
+  with pytest.raises(WorkdirError, match="was removed or emptied while"):
+    command()
+  assert not (tmp_path / "w" / "results.jsonl").exists()
+
+
+def test_records_are_counted_before_done_is_written(command, tmp_path, monkeypatch):
+  stop = tables.train_all
+
+  def lose(bench, runs, on_wave, *, done=()):
+    stop(bench, runs[:2], on_wave, done=done)
+    (tmp_path / "w" / "results.jsonl").unlink()
+    stop(bench, runs[2:], on_wave, done=done)
+
+  command(targets=("d0",))
+  monkeypatch.setattr(tables, "train_all", lose)
+  with pytest.raises(
+    WorkdirError, match="lacks records of 4 of 6 runs: it was removed"
+  ):
+    command(targets=("d0", "d1", "d2"))
+  assert not (tmp_path / "w" / "done").exists()  # That of the first command.
+  monkeypatch.setattr(tables, "train_all", stop)
+  assert len(command(targets=("d0", "d1", "d2"))[0]) == 4
+  assert (tmp_path / "w" / "done").exists()
+
+
+def test_a_table_whose_runs_all_diverge_says_so(command, tmp_path):
+  runs, text = command(optimizer__lr=1e10)
+  assert len(runs) == 4
+  assert "Every run diverged" in text
+  assert "erm, target d1, seed 1: loss/fused stopped being finite at step 5" in text
+  assert (tmp_path / "w" / "report" / "table.md").read_text() == text + "\n"
+  assert command(optimizer__lr=1e10) == ([], text)
+  # Another learning rate is another run.
+  runs, text = command()
+  assert len(runs) == 4
+  assert "stopped being finite" not in text
+
+
+def test_a_set_whose_runs_all_diverge_does_not_end_a_benchmark(
+  tiny, trained, tmp_path, capsys
+):
+  config = tiny("", methods=("erm",), targets=("d0",), seeds=(0, 1))
+  config.benchmark.datasets = {
+    "wild": {"optimizer": {"lr": 1e10}},
+    "/Calm/x": {},
+  }
+  again = []
+  for _ in range(2):
+    again.append(run(config, workdir=str(tmp_path / "w"), mode="benchmark"))
+  assert again[0] == again[1]
+  assert len(trained) == 2
+  assert "\nwild/leave_one_domain_out/m0+m1: erm, target d0, seed 0: loss/" in again[0]
+  assert "| erm 4 |" in again[0]
+  progress = (tmp_path / "w" / "progress.md").read_text()
+  assert "m0+m1 | 2/2 | every run diverged |" in progress
+  assert (tmp_path / "w" / "done").exists()
+  # The name of a set is no path.
+  assert [p.name for p in tmp_path.iterdir()] == ["w"]
+  inside = {p.name for p in (tmp_path / "w" / "tables").iterdir()}
+  assert inside == {"wild", "%2f@calm%2fx"}
+  # A method more trains its own runs in each table.
+  trained.clear()
+  config.methods = ("erm", "heads")
+  run(config, workdir=str(tmp_path / "w"), mode="benchmark")
+  assert [{r.method for r in call} for call in trained] == [{"heads"}] * 2
+  cells = benchmark.plan(validate(config), tmp_path / "w")
+  assert [cell.workdir.finished for cell in cells] == [True, True]
