@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from mer_dg import protocol
 from mer_dg.experiments import (
   Workbench,
   WorkdirError,
@@ -17,7 +18,13 @@ from mer_dg.experiments import (
   tables,
   validate,
 )
-from mer_dg.experiments.runs import Evaluation, Run, evaluation_steps, run_id
+from mer_dg.experiments.runs import (
+  Evaluation,
+  Run,
+  evaluation_steps,
+  identity,
+  run_id,
+)
 from mer_dg.experiments.workdir import Workdir, read_lines
 from mer_dg.protocol import read_records
 
@@ -304,9 +311,24 @@ def test_the_name_of_a_run_is_no_id(tiny):
   one = Run("mer_kde", "d0", 0)
   assert run_id(bench, one) != run_id(other, one)
   assert run_id(bench, Run("erm", "d0", 0)) == run_id(other, Run("erm", "d0", 0))
-  bench.config["network"]["later"] = 0.0
-  bench.config["network"]["norm"] = "none"
-  assert run_id(bench, one) == run_id(Workbench(validate(tiny(""))), one)
+  older = identity(bench, one)
+  assert older["hyper"].pop("network.embedding_dropout") == 0.0
+  assert protocol.run_id(older) == run_id(bench, one)
+
+
+def test_what_a_method_changes_of_the_network_belongs_to_its_runs(tiny):
+  """It shares a table with plain fusion, whose runs stay as they are."""
+  wide = {"network": {"hidden_dim": 48}, "optimizer": {"schedule": "constant"}}
+  config = tiny("")
+  config.recipes.wide = wide
+  bench = Workbench(validate(config))
+  found = identity(bench, Run("wide", "d0", 0))
+  assert found["hyper"]["network.hidden_dim"] == 48
+  assert found["tags"]["optimizer.schedule"] == "constant"
+  plain = Workbench(validate(tiny("")))
+  erm = Run("erm", "d0", 0)
+  assert identity(bench, erm) == identity(plain, erm)
+  assert found["config_hash"] == identity(plain, erm)["config_hash"]
 
 
 def test_a_workdir_that_vanishes_is_an_error(command, tmp_path, monkeypatch):
