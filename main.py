@@ -56,11 +56,11 @@ def parse(argv: list[str]) -> list[str]:
   try:
     flags.mark_flag_as_required("config")
     return flags.FLAGS(_completed(argv))
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+  except Exception as error:
     if "--debug" in argv:
       raise
-    # Not flags.Error alone: ml_collections raises the others for a field that does not
-    # exist or has another type, and passes on what the config file raises.
+    # Not flags.Error alone: ml_collections raises others for a field that does not
+    # exist or has another type, and passes on whatever the config file raises.
     given = " ".join(word for word in argv[1:] if word.startswith("--config"))
     sys.exit(
       f"Wrong command line: {_message(error)}\nIt has {given or 'no --config'}. Fields "
@@ -122,6 +122,8 @@ def _listen() -> None:
 def _message(error: Exception) -> str:
   """What is wrong, without the traceback that ml_collections puts in front of it."""
   text = str(error.args[0]) if error.args else type(error).__name__
+  if isinstance(error, SyntaxError):
+    return f"no Python: {error}"
   if "Traceback" in text:
     return text.strip().splitlines()[-1]
   if isinstance(error, AttributeError | KeyError):

@@ -1,10 +1,13 @@
 """The command line as a user types it, in a process of its own."""
 
+import gc
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -53,7 +56,8 @@ def test_one_run_then_the_same_command_then_evaluate_and_report(main, tmp_path):
   assert f"Resuming {tmp_path} at step 20 of 20." in out
   assert (tmp_path / "results.jsonl").read_text() == records
 
-  code, out, err = main(*words, "--mode=evaluate")
+  # The folder says the rest.
+  code, out, err = main(f"--workdir={tmp_path}", "--mode=evaluate")
   assert code == 0, err
   found = json.loads((tmp_path / "evaluation.json").read_text())
   by_step = {r["step"]: r["metrics"] for r in map(json.loads, records.splitlines())}
@@ -62,7 +66,7 @@ def test_one_run_then_the_same_command_then_evaluate_and_report(main, tmp_path):
 
   table = (tmp_path / "report" / "table.md").read_text()
   (tmp_path / "report" / "table.md").unlink()
-  code, out, err = main(*words, "--mode=report")
+  code, out, err = main("--mode", "report", "--workdir", tmp_path)
   assert code == 0, err
   assert (tmp_path / "report" / "table.md").read_text() == table
   assert table.strip() in out
@@ -118,6 +122,8 @@ CONFIG = "--config=configs/cooccurrence.py"
     ([CONFIG, "--nonsense=3"], "Unknown command line flag 'nonsense'"),
     (["--config.seed=1", CONFIG], "--config.seed=1 in argv before"),
     (["--config=configs/av_digits.py:mars"], "target='mars' is not one of"),
+    (["--config=README.md"], "no Python: "),
+    (["--mode=report", "--workdir=/tmp/none"], "/tmp/none holds no config.json; give"),
   ],
 )
 def test_a_wrong_command_line_is_one_paragraph_at_once(main, words, message):
@@ -146,6 +152,92 @@ def test_a_wrong_value_leaves_nothing_behind(main, tmp_path, words, message):
   assert not (tmp_path / "w").exists()
   if "--mode=evaluate" in words:  # Once is enough: the traceback is there if asked for.
     assert "Traceback" in main(*head, *words, "--debug")[2]
+
+
+@pytest.fixture
+def program():
+  """main.py as a module, with its signal handlers taken back afterwards."""
+  import main as module
+
+  handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+  yield module
+  signal.signal(signal.SIGTERM, handler)
+  sys.unraisablehook = hook
+
+
+@pytest.mark.parametrize(
+  ("word", "meant"),
+  [
+    ("--config.seeds=3", "--config.seeds=(0, 1, 2)"),
+    ("-config.seeds=1", "-config.seeds=(0,)"),
+    ("--config.seeds=(3,)", "--config.seeds=(3,)"),
+    ("--config.seeds=0", "--config.seeds=0"),
+    ("--config.seed=3", "--config.seed=3"),
+    ("--config.search.seeds=3", "--config.search.seeds=3"),
+  ],
+)
+def test_a_number_of_seeds(program, word, meant):
+  assert program._completed(["main.py", CONFIG, word]) == ["main.py", CONFIG, meant]
+
+
+def test_a_workdir_is_enough_to_look_at_it(program, tmp_path):
+  (tmp_path / "config.json").write_text('{"seeds": [0, 1], "data": {"path": "x"}}')
+  for words in ([f"--workdir={tmp_path}", "--mode=report"],
+                ["--mode", "diagnose", "--workdir", str(tmp_path)]):  # fmt: skip
+    found = program._completed(["main.py", *words])
+    assert found[1].startswith("--config=")
+    assert found[2:] == words
+  given = ["main.py", "--config=x.py", f"--workdir={tmp_path}", "--mode=report"]
+  assert program._completed(given) == given
+  trained = ["main.py", f"--workdir={tmp_path}"]
+  assert program._completed(trained) == trained
+  from configs import _stored
+
+  config = _stored.get_config(str(tmp_path))
+  assert config.seeds == (0, 1)
+  assert config.data.path == "x"
+
+
+@pytest.mark.parametrize(
+  ("number", "word"), [(signal.SIGINT, None), (signal.SIGTERM, "Terminated.")]
+)
+def test_a_signal_is_heard_in_a_callback_of_the_garbage_collector(
+  program, number, word
+):
+  """Python prints and forgets what is raised there; jax has such a callback."""
+
+  def interrupted(phase, _):
+    if phase == "start" and interrupted in gc.callbacks:
+      gc.callbacks.remove(interrupted)
+      os.kill(os.getpid(), number)
+      time.sleep(0.5)
+
+  program._listen()
+  gc.callbacks.append(interrupted)
+  with pytest.raises(KeyboardInterrupt, match=word):
+    gc.collect()
+    time.sleep(5)
+
+
+def test_a_terminated_run_says_so_and_ends_as_an_interrupted_one(repo_root, tmp_path):
+  words = ["main.py", f"{CONFIG}:d1", f"--workdir={tmp_path / 'w'}", *FLAGS]
+  words += ["--config.total_steps=100000000", "--config.eval_every=100000000"]
+  running = subprocess.Popen(
+    [sys.executable, *words],
+    cwd=repo_root,
+    env=os.environ | {"PYTHONPATH": "", "PYTHONUNBUFFERED": "1"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert running.stdout.readline().startswith("Workdir: ")
+  running.terminate()
+  _, err = running.communicate(timeout=120)
+  assert running.returncode == 1
+  assert err.strip().endswith(
+    "Terminated. The same command goes on from the last checkpoint."
+  )
+  assert "Traceback" not in err
 
 
 def test_a_sweep_is_one_command_per_run(main, tmp_path):
