@@ -30,6 +30,7 @@ from mer_dg.experiments import (  # noqa: E402
   single,
   validate,
 )
+from mer_dg.experiments.runs import run_id  # noqa: E402
 from mer_dg.experiments.video_config import KINDS  # noqa: E402
 from mer_dg.experiments.workdir import MetricsLog, Workdir, read_lines  # noqa: E402
 from mer_dg.networks import load_weights, make_backbone  # noqa: E402
@@ -219,17 +220,21 @@ def test_evaluation_repeats_the_record_of_the_selected_step(resumed, config, pre
   assert found["metrics"] == record["metrics"]
 
 
-def test_other_weights_under_the_same_name_are_refused(
+def test_other_weights_under_the_same_name_are_another_run(
   resumed, config, prepared, weights
 ):
   _, workdir = resumed
   kept = weights["audio"].read_bytes()
   backbone = make_backbone(KINDS["audio"], **SMALL)
   other = jax.jit(backbone.init)(jax.random.key(5))
+  own = lambda bench: run_id(bench, single.the_run(bench))
+  ids = {r["run_id"] for r in workdir.records()}
+  assert own(Workbench(validate(config(prepared)))) in ids
   try:
     save_weights(weights["audio"], backbone, other)
-    with pytest.raises(WorkdirError, match="belongs to the weights .*'audio': '"):
-      run(config(prepared), workdir=str(workdir.path))
+    assert own(Workbench(validate(config(prepared)))) not in ids
+    with pytest.raises(WorkdirError, match="holds no checkpoint of"):
+      run(config(prepared), workdir=str(workdir.path), mode="evaluate")
   finally:
     weights["audio"].write_bytes(kept)
 

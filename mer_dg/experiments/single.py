@@ -135,7 +135,7 @@ def _driver(bench: Workbench, setting: Setting, state: TrainState, step):
 def _checkpoints(bench: Workbench, workdir: Workdir, run: str) -> Checkpoints:
   folder = workdir.checkpoints(run)
   if bench.backbones:
-    return video.TrunklessCheckpoints(folder, bench.weight_hashes)
+    return video.TrunklessCheckpoints(folder)
   return Checkpoints(folder)
 
 

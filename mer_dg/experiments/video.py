@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-import pathlib
 from typing import Any
 import zlib
 
@@ -15,7 +14,6 @@ from mer_dg.data.arrays import Batch, eval_blocks
 from mer_dg.data.stream import stream_blocks
 from mer_dg.data.video_dataset import VideoDataset
 from mer_dg.data.video_reader import device_inputs
-from mer_dg.experiments.workdir import WorkdirError
 from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.progress import progress_bar
 from mer_dg.training.state import TrainState
@@ -25,32 +23,16 @@ from mer_dg.training.step import Step, make_streamed_evaluate
 class TrunklessCheckpoints(Checkpoints):
   """Checkpoints without the frozen trunks, which come from the weights files.
 
-  Args:
-    folder: As for `Checkpoints`.
-    hashes: From `weight_hashes`; a checkpoint of other weights is refused.
+  A run with other weights files is another run, in another folder.
   """
 
-  def __init__(self, folder: str | pathlib.Path, hashes: Mapping[str, str]):
-    super().__init__(folder)
-    self._hashes = dict(hashes)
-
   def save(self, step, state, meta, rank) -> None:
-    """As `Checkpoints.save`; the hashes go into the meta data."""
-    super().save(step, _without_trunk(state), {**meta, "weights": self._hashes}, rank)
+    """As `Checkpoints.save`."""
+    super().save(step, _without_trunk(state), meta, rank)
 
   def restore(self, template, step):
-    """As `Checkpoints.restore`; the trunks are those of the template.
-
-    Raises:
-      WorkdirError: If the run was started with other weights.
-    """
+    """As `Checkpoints.restore`; the trunks are those of the template."""
     state, meta = super().restore(_without_trunk(template), step)
-    if meta["weights"] != self._hashes:
-      raise WorkdirError(
-        f"The checkpoint of step {step} belongs to the weights {meta['weights']}, but "
-        f"the files of config.backbones are now {self._hashes} (SHA-256). Put them "
-        "back, or choose another --workdir."
-      )
     trunks = {k: v for k, v in template.model_state.items() if k == "frozen"}
     return state.replace(model_state={**state.model_state, **trunks}), meta
 
