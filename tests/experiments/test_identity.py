@@ -5,11 +5,14 @@ import dataclasses
 import json
 import math
 import shutil
+import warnings
 
+import numpy as np
 import pytest
 
 from mer_dg import protocol
 from mer_dg.experiments import (
+  USER_ERRORS,
   Workbench,
   WorkdirError,
   benchmark,
@@ -406,3 +409,48 @@ def test_a_set_whose_runs_all_diverge_does_not_end_a_benchmark(
   assert [{r.method for r in call} for call in trained] == [{"heads"}] * 2
   cells = benchmark.plan(validate(config), tmp_path / "w")
   assert [cell.workdir.finished for cell in cells] == [True, True]
+
+
+def damaged(content: bytes, rng) -> bytes | None:
+  """Another content of a file; None removes it."""
+  at = int(rng.integers(len(content)))
+  flipped = bytearray(content)
+  flipped[at] ^= 1 << int(rng.integers(8))
+  kinds = (bytes(flipped), content[:at], b"", content + content[at:], None)
+  return kinds[int(rng.integers(len(kinds)))]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_file_is_named_or_made_good(command, tmp_path, seed):
+  """Never a traceback of the program's own, never other numbers without a word."""
+  asked = {"methods": ("erm", "mer_kde")}
+  command(**asked, optimizer__lr=1e10)
+  command(**asked, optimizer__lr=0.02)
+  _, text = command(**asked)
+  rng = np.random.default_rng(seed)
+  folder = tmp_path / "w"
+  names = ("config.json", "asked.json", "results.jsonl", "diverged.jsonl", "done")
+  path = folder / names[seed % len(names)]
+  content = damaged(path.read_bytes(), rng)
+  whole = {(r["run_id"], r["step"]): r for r in read_records(folder / "results.jsonl")}
+  path.unlink()
+  if content is not None:
+    path.write_bytes(content)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    error = None
+    try:
+      _, again = command(**asked)
+    except USER_ERRORS as found:
+      error = found
+    if error is not None:
+      assert str(path) in str(error) or str(folder) in str(error)
+      assert len(str(error).splitlines()) == 1
+      return
+    # What was not asked for may be gone; what was is there, or was trained again.
+    rows = lambda text: [line for line in text.splitlines() if line[0] == "|"]
+    assert rows(again) == rows(text)
+    for record in read_records(folder / "results.jsonl"):
+      before = whole[record["run_id"], record["step"]]
+      assert record["metrics"] == before["metrics"]
+      assert record["seed"] == before["seed"]
