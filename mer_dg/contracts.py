@@ -56,6 +56,7 @@ class Task(NamedTuple):
     total_steps: Length of training, for schedules.
     widths: D_m of each modality, in the order of ``modalities``.
     fused_width: F.
+    projection_width: P.
   """
 
   modalities: tuple[str, ...]
@@ -65,6 +66,7 @@ class Task(NamedTuple):
   total_steps: int
   widths: tuple[int, ...]
   fused_width: int
+  projection_width: int
 
   @property
   def width(self) -> dict[str, int]:
@@ -116,6 +118,7 @@ class Network(NamedTuple):
       take others of these names as arrays, so that vmapped runs may differ in them.
     widths: ``{m: D_m}``.
     fused_width: F.
+    projection_width: P.
   """
 
   modalities: tuple[str, ...]
@@ -127,6 +130,7 @@ class Network(NamedTuple):
   rates: Mapping[str, float]
   widths: Mapping[str, int]
   fused_width: int
+  projection_width: int
 
   def model(
     self,

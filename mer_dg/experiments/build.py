@@ -266,6 +266,7 @@ class Workbench:
       total_steps=self.config["total_steps"],
       widths=tuple(network.widths.values()),
       fused_width=network.fused_width,
+      projection_width=network.projection_width,
     )
 
   def method(self, name: str, target: str, sources: tuple[str, ...] = ()) -> Method:

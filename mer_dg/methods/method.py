@@ -198,7 +198,7 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
   Example:
     >>> from mer_dg.contracts import Task
     >>> task = Task(("a",), num_classes=2, num_domains=1, num_samples=4,
-    ...             total_steps=1, widths=(8,), fused_width=8)
+    ...             total_steps=1, widths=(8,), fused_width=8, projection_width=8)
     >>> build_method("erm", {}, task).hyper
     {'fused': {'weight': 1.0}}
   """

@@ -289,6 +289,7 @@ def make_network(
     rates=types.MappingProxyType(own_rates),
     widths=types.MappingProxyType(embedding_dim),
     fused_width=fused_width,
+    projection_width=projection_dim,
   )
 
 

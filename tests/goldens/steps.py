@@ -67,7 +67,7 @@ def measure(recipe: dict) -> dict[str, list[float]]:
   )  # fmt: skip
   task = Task(
     tuple(SPECS), CLASSES, DOMAINS, num_samples=ROWS, total_steps=STEPS,
-    widths=(8, 8, 8), fused_width=24,
+    widths=(8, 8, 8), fused_width=24, projection_width=8,
   )  # fmt: skip
   method = build_method("golden", recipe, task)
   horizon = dict(schedule="cosine", total_steps=10)

@@ -21,7 +21,7 @@ MODALITIES = ("b", "a")  # Not sorted: nothing may depend on the order.
 ROWS, CLASSES, DIM, STEPS = 12, 3, 4, 20
 TASK = Task(
   MODALITIES, CLASSES, num_domains=2, num_samples=30, total_steps=STEPS,
-  widths=(DIM, DIM), fused_width=2 * DIM,
+  widths=(DIM, DIM), fused_width=2 * DIM, projection_width=4,
 )  # fmt: skip
 HEADS = {
   m: jnp.asarray(np.random.default_rng(i).normal(size=(DIM, CLASSES)), jnp.float32)

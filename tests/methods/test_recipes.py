@@ -15,7 +15,7 @@ from mer_dg.methods import (
 
 TASK = Task(
   ("a", "b"), num_classes=3, num_domains=2, num_samples=9, total_steps=10,
-  widths=(4, 4), fused_width=8,
+  widths=(4, 4), fused_width=8, projection_width=3,
 )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_parts_that_contradict_each_other_or_add_nothing(names, message):
     ({"mer": {"weight": "1"}}, "mer.weight='1' must be a number"),
     ({"mer": {"weight": True}}, "mer.weight=True must be a number"),
     ({"mer": {"estimator": "kd"}}, r"mer.estimator='kd' is not one of \('kde', "),
-    ({"mer": {"scope": "domain"}}, r"'domain' is not one of \('batch', 'per_domain'\)"),
+    ({"mer": {"scope": "domain"}}, r"'domain' is not one of \('batch', 'per_domain', "),
     ({"mer": {"weight_c": 1}}, "mer.weight_c=1: no such field"),
     (
       {"unimodal": {"weight_a": 1}},

@@ -9,12 +9,14 @@ import pytest
 
 from mer_dg import entropy
 from mer_dg.contracts import Model, Outputs, Task
-from mer_dg.methods import SPECS, Moment, build_method
+from mer_dg.entropy.regularizer import ESTIMATORS
+from mer_dg.methods import SPECS, MethodError, Moment, build_method
 
 MODALITIES = ("a", "b")
+RAW = {"normalize": "none", "bandwidth": 1.0}
 TASK = Task(
   MODALITIES, num_classes=3, num_domains=2, num_samples=12, total_steps=10,
-  widths=(4, 4), fused_width=8,
+  widths=(4, 4), fused_width=8, projection_width=3,
 )  # fmt: skip
 # These terms look at outputs and nothing else.
 MODEL = Model(MODALITIES, *[lambda *_, **__: pytest.fail("a network pass")] * 4)
@@ -89,7 +91,7 @@ def gradient(*args, **kw):
 
 def test_mer_is_minus_the_weighted_sum_of_entropies():
   outputs, batch = make_outputs(), make_batch()
-  recipe = {"mer": {"weight": 0.3, "bandwidth": 0.7, "weight_b": 2.0}}
+  recipe = {"mer": {**RAW, "weight": 0.3, "bandwidth": 0.7, "weight_b": 2.0}}
   loss, seen = evaluate(recipe, outputs, batch)
   h = {m: entropy.kde_entropy(outputs.embeddings[m], bandwidth=0.7) for m in MODALITIES}
   np.testing.assert_allclose(seen["entropy/a"], h["a"], rtol=1e-6)
@@ -103,14 +105,14 @@ def test_unit_features_lie_on_the_sphere_and_standardised_ones_are_standard():
   unit = z / np.linalg.norm(z, axis=1, keepdims=True)
   standard = (z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-6)
   for how, features in (("unit", unit), ("standardize", standard)):
-    _, seen = evaluate({"mer": {"normalize": how}}, outputs, batch)
+    _, seen = evaluate({"mer": {"normalize": how, "bandwidth": 1.0}}, outputs, batch)
     expected = entropy.kde_entropy(jnp.asarray(features), bandwidth=1.0)
     np.testing.assert_allclose(seen["entropy/a"], expected, rtol=1e-5)
 
 
 def test_per_domain_is_the_mean_over_domains():
   outputs, batch = make_outputs(), make_batch()
-  _, seen = evaluate({"mer": {"scope": "per_domain"}}, outputs, batch)
+  _, seen = evaluate({"mer": {**RAW, "scope": "per_domain"}}, outputs, batch)
   parts = [
     entropy.kde_entropy(outputs.embeddings["a"][d::2], bandwidth=1.0) for d in (0, 1)
   ]
@@ -132,7 +134,7 @@ def test_a_domain_without_two_rows_is_no_part_of_the_mean():
   outputs, batch = make_outputs(), make_batch()
   lone = np.where(np.arange(ROWS) == 0, 1, 0)
   batch |= {"domain": jnp.asarray(lone, jnp.int32)}
-  _, seen = evaluate({"mer": {"scope": "per_domain"}}, outputs, batch)
+  _, seen = evaluate({"mer": {**RAW, "scope": "per_domain"}}, outputs, batch)
   expected = entropy.kde_entropy(outputs.embeddings["a"][1:], bandwidth=1.0)
   np.testing.assert_allclose(seen["entropy/a"], expected, rtol=1e-5)
 
@@ -222,10 +224,18 @@ def test_schedule(start, ramp, expected):
   np.testing.assert_allclose(factors, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", SPECS["mer"].options["estimator"])
+_WITH = {"kernel": ("kde", "renyi"), "width": ("kde", "renyi", "mixture")}
+_FAST = ("kde", "logdet")  # The others take ten compilations each.
+
+
+@pytest.mark.parametrize(
+  "estimator",
+  [e if e in _FAST else pytest.param(e, marks=pytest.mark.slow) for e in ESTIMATORS],
+)
 def test_no_field_of_mer_is_without_effect(estimator):
+  """Every number and option changes the loss, or is refused with this estimator."""
   outputs, batch = make_outputs(), make_batch()
-  base = {"estimator": estimator}
+  base = {"estimator": estimator, "start": 0.0, "ramp": 1.0}
   method = build_method("m", {"mer": base}, TASK)
   loss = lambda fields: evaluate({"mer": {**base, **fields}}, outputs, batch, step=4)[0]
   reference = loss({})
@@ -234,8 +244,50 @@ def test_no_field_of_mer_is_without_effect(estimator):
     assert loss({number: changed}) != reference, number
   for option, values in SPECS["mer"].options.items():
     for value in values:
-      if value != method.options["mer"][option]:
+      if option in ("estimator", "queue") or value == method.options["mer"][option]:
+        continue
+      refused = estimator not in _WITH[option] if option in _WITH else False
+      if refused:
+        with pytest.raises(MethodError, match=f"{option}={value!r} needs one of"):
+          loss({option: value})
+      else:
         assert loss({option: value}) != reference, (option, value)
+
+
+def test_conditional_entropy_is_the_mean_over_classes_weighted_by_rows():
+  outputs, batch = make_outputs(), make_batch()
+  label = jnp.asarray([0] * 7 + [1] * 4 + [2], jnp.int32)  # One row of class 2.
+  scoped = {"mer": {**RAW, "scope": "per_class"}}
+  _, seen = evaluate(scoped, outputs, batch | {"label": label})
+  h = lambda rows: entropy.kde_entropy(outputs.embeddings["a"][rows], bandwidth=1.0)
+  expected = (7 * h(slice(0, 7)) + 4 * h(slice(7, 11))) / 11
+  np.testing.assert_allclose(seen["entropy/a"], expected, rtol=1e-5)
+  both = {"mer": {**RAW, "scope": "per_class_and_domain"}}
+  _, seen = evaluate(both, outputs, batch | {"label": label})
+  cells = [np.arange(c, stop)[d::2] for c, stop in ((0, 7), (7, 11)) for d in (0, 1)]
+  cells = [rows for rows in cells if len(rows) > 1]
+  expected = sum(len(rows) * h(rows) for rows in cells) / sum(map(len, cells))
+  np.testing.assert_allclose(seen["entropy/a"], expected, rtol=1e-5)
+
+
+def test_the_queue_is_part_of_the_density():
+  outputs, batch = make_outputs(), make_batch()
+  recipe = {"mer": {**RAW, "queue": 64}}
+  method = build_method("m", recipe, TASK)
+  _, memory = method.init(jax.random.key(0), {})
+  params = {"net": {}, "terms": {"fused": {}, "mer": {}}}
+  hyper = jax.tree.map(jnp.float32, method.hyper)
+  moment = Moment(hyper, jnp.int32(9), jax.random.key(0), MODEL)
+  _, found = method.loss(params, outputs, batch, memory, moment)
+  memory = method.update(memory, found, params, moment)
+  other = make_outputs(seed=1)
+  _, found = method.loss(params, other, batch, memory, moment)
+  expected = entropy.kde_entropy(
+    other.embeddings["a"], bandwidth=1.0, memory=outputs.embeddings["a"]
+  )
+  np.testing.assert_allclose(found["mer"][1]["entropy/a"], expected, rtol=1e-5)
+  with pytest.raises(MethodError, match="queue needs estimator='kde'"):
+    build_method("m", {"mer": {"estimator": "knn", "queue": 64}}, TASK)
 
 
 @pytest.mark.parametrize("term", ["fused", "unimodal"])

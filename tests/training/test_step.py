@@ -15,7 +15,7 @@ from mer_dg.training.step import make_train_step
 ROWS, CLASSES, STEPS = 12, 3, 10
 TASK = Task(
   ("a", "b"), CLASSES, num_domains=2, num_samples=ROWS, total_steps=STEPS,
-  widths=(4, 4), fused_width=8,
+  widths=(4, 4), fused_width=8, projection_width=4,
 )  # fmt: skip
 HORIZON = {"schedule": "constant", "total_steps": STEPS}
 
