@@ -137,7 +137,8 @@ def main(argv: list[str]) -> None:
   _listen()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes.
+  # Orbax tells every file it writes, and every error in full before it is raised.
+  logging.set_verbosity(logging.WARNING if _DEBUG.value else logging.FATAL)
   holder = flags.FLAGS["config"]
   filename = config_flags.get_config_filename(holder).partition(":")[0]
   if not Path(filename).is_file():

@@ -21,7 +21,6 @@ from data_prep import audit, convert_checkpoint, extract_features, video  # noqa
 from mer_dg.data.npz import load_npz  # noqa: E402
 from mer_dg.data.video_dataset import load_video  # noqa: E402
 from mer_dg.data.video_reader import device_inputs  # noqa: E402
-from mer_dg.evaluation import select  # noqa: E402
 from mer_dg.experiments import (  # noqa: E402
   ConfigError,
   Workbench,
@@ -35,6 +34,7 @@ from mer_dg.experiments.video_config import KINDS  # noqa: E402
 from mer_dg.experiments.workdir import MetricsLog, Workdir, read_lines  # noqa: E402
 from mer_dg.networks import load_weights, make_backbone  # noqa: E402
 from mer_dg.networks.pretrained import encode, save_weights  # noqa: E402
+from mer_dg.protocol import select  # noqa: E402
 from tests.data_prep import _trees  # noqa: E402
 from tests.networks.pretrained import _torch_reference  # noqa: E402
 

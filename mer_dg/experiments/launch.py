@@ -80,9 +80,7 @@ def run(
       f"config.eval_every={config['eval_every']}: logging every {config['log_every']}."
     )
   _check_mode(config, mode)
-  kind = "-benchmark" if mode == "benchmark" else ""
-  default = Path("runs") / f"{name or 'run'}-{protocol_hash(config)[:8]}{kind}"
-  folder = Workdir(workdir or default, config)
+  folder = Workdir(workdir or _default(name or "run", config, mode), config)
   name = name or folder.name
   print(f"Workdir: {folder.path}")
   if mode == "report":
@@ -97,6 +95,13 @@ def run(
     text = _compute(bench, folder, mode, name, command)
   print(text)
   return text
+
+
+def _default(name: str, config: Mapping[str, Any], mode: str) -> Path:
+  table = Path("runs") / f"{name}-{protocol_hash(config)[:8]}"
+  benchmark = table.with_name(f"{table.name}-benchmark")
+  reported = mode == "report" and not table.exists() and benchmark.exists()
+  return benchmark if mode == "benchmark" or reported else table
 
 
 def explain(error: BaseException) -> str:

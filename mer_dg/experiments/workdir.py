@@ -23,6 +23,7 @@ from mer_dg.protocol import (
   read_records,
   write_atomic,
 )
+from mer_dg.protocol.files import naming
 
 # Files of records, for each of which asked.json has two lists of runs.
 _PARTS, _NOTED = ("search", "results"), ("runs", "missing")
@@ -375,8 +376,9 @@ class MetricsLog:
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a row; it is on disk when this returns."""
-    self._file.write(json.dumps({"run": self._run, "step": step, **metrics}) + "\n")
-    self._file.flush()
+    with naming(self._file.name):
+      self._file.write(json.dumps({"run": self._run, "step": step, **metrics}) + "\n")
+      self._file.flush()
     self.events(step, {f"train/{name}": value for name, value in metrics.items()})
 
   def events(self, step: int, metrics: Mapping[str, float]) -> None:

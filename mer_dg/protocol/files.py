@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 import contextlib
 import hashlib
 import os
@@ -50,6 +51,25 @@ def _hex(character: str) -> str:
   return "".join(f"%{b:02x}" for b in character.encode("utf-8", "surrogatepass"))
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Generator[None]:
+  """Gives an `OSError` of the block that names no file (a full disk) this one's name.
+
+  Example:
+    >>> with naming("a.txt"):
+    ...   raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+      ...
+    OSError: [Errno 28] No space left on device: 'a.txt'
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None:
+      error.filename = os.fspath(path)
+    raise
+
+
 def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
   """Writes a file under a temporary name beside it and renames it.
 
@@ -66,7 +86,7 @@ def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   data = content.encode() if isinstance(content, str) else content
   try:
-    with open(temporary, "wb") as file:
+    with naming(path), open(temporary, "wb") as file:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())

@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import warnings
 import zlib
 
-from mer_dg.protocol.files import write_atomic
+from mer_dg.protocol.files import naming, write_atomic
 
 
 class RecordError(ValueError):
@@ -267,7 +267,7 @@ def append_records(path: str | os.PathLike, records: Iterable[Record]) -> int:
     return len(lines) + extended
   if not lines:
     return 0
-  with open(path, "r+b" if path.exists() else "xb") as f:
+  with naming(path), open(path, "r+b" if path.exists() else "xb") as f:
     f.truncate(good_bytes)
     f.seek(good_bytes)
     needs_newline = good_bytes > 0 and not path.read_bytes()[:good_bytes].endswith(

@@ -7,7 +7,8 @@ deletes the newest step (the preservation policy below keeps both).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ _POLICY = ocp.checkpoint_managers
 
 
 class CheckpointError(ValueError):
-  """A checkpoint cannot be read; the message names it."""
+  """A checkpoint cannot be read or written; the message names it."""
 
 
 class Checkpoints:
@@ -57,12 +58,28 @@ class Checkpoints:
     return self
 
   def __exit__(self, *exc) -> None:
-    self._manager.close()
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Generator[None]:
+    """Turns what orbax raises for a save, then or later, into one sentence."""
+    try:
+      yield
+    except Exception as error:  # A full disk is a ValueError or an OSError to it.
+      reason = " ".join(str(error).split())
+      raise CheckpointError(
+        f"A checkpoint in {self._folder} cannot be written ({type(error).__name__}: "
+        f"{reason if len(reason) < 300 else '... ' + reason[-300:]})."
+      ) from error
 
   def save(
     self, step: int, state: Any, meta: dict[str, Any], rank: Sequence[float]
   ) -> None:
     """Saves a step.
+
+    The end is not waited for: what fails then is raised by the next save, by `wait`,
+    or on leaving.
 
     Args:
       step: Its number; saving one that exists is a no-op.
@@ -70,20 +87,25 @@ class Checkpoints:
       meta: JSON object, such as the state of the data iterator.
       rank: Numbers from source validation, compared in order, larger is better;
         nan ranks last. The earlier of two equal steps is the better one.
+
+    Raises:
+      CheckpointError: If it, or the one before it, cannot be written.
     """
     # orbax ranks nan as the best score there is.
     rank = [r if math.isfinite(r) else -math.inf for r in rank]
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-      ),
-      metrics={"rank": [*rank, -step]},
-    )
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+        ),
+        metrics={"rank": [*rank, -step]},
+      )
 
   def wait(self) -> None:
-    """Returns when all saves are on disk."""
-    self._manager.wait_until_finished()
+    """Returns when all saves are on disk; raises as `save` does."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
     """Saved steps, ascending."""

@@ -125,5 +125,5 @@ def _diverged(what: str, step: int, start: int, stop: int) -> TrainingDiverged:
   return TrainingDiverged(
     f"{what} stopped being finite at step {step} (steps {start + 1} to {stop}). The "
     "last good checkpoint is kept; lower config.optimizer.lr or the weight of that "
-    "term and start again in a new workdir."
+    "term: that is another run, for which the same workdir has room."
   )

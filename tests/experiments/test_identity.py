@@ -274,6 +274,12 @@ def test_the_default_folder_is_named_by_the_protocol(
   assert folder.name.startswith("toy-")
   run(tiny("", **base, total_steps=40), name="toy")
   assert len([*(tmp_path / "runs").iterdir()]) == 2
+  # A benchmark has tables inside; what is reported is what there is.
+  config = tiny("", **base, total_steps=60)
+  made = [run(config, name="toy", mode=mode) for mode in ("benchmark", "report")]
+  assert made[0] == made[1]
+  names = [p.name for p in (tmp_path / "runs").iterdir()]
+  assert [name.endswith("-benchmark") for name in sorted(names)].count(True) == 1
 
 
 def test_single_runs_and_a_table_share_a_folder(

@@ -102,3 +102,33 @@ def test_a_checkpoint_holds_the_state_of_its_step_though_it_is_donated(tmp_path)
 def test_one_kept_step_is_refused(tmp_path):
   with pytest.raises(ValueError, match="keep=1 must be at least 2"):
     Checkpoints(tmp_path, keep=1)
+
+
+@pytest.mark.parametrize("at", ["save", "wait", "leave"])
+def test_what_cannot_be_written_is_one_sentence(tmp_path, at):
+  checkpoints = Checkpoints(tmp_path / "c").__enter__()
+  act = {
+    "save": lambda: checkpoints.save(1, state(1.0), {}, (0.0,)),
+    "wait": checkpoints.wait,
+    "leave": lambda: checkpoints.__exit__(None, None, None),
+  }
+
+  def fail(*_, **__):
+    raise ValueError("RESOURCE_EXHAUSTED:\n No space left on device")
+
+  names = {"save": "save", "wait": "wait_until_finished", "leave": "close"}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoints._manager, names[at], fail)
+    with pytest.raises(CheckpointError, match=r"/c cannot be written .*No space left"):
+      act[at]()
+  checkpoints.__exit__(None, None, None)
+
+
+def test_a_folder_that_vanishes_is_one_sentence(tmp_path):
+  with (
+    pytest.raises(CheckpointError, match=r"/c cannot be written"),
+    Checkpoints(tmp_path / "c") as checkpoints,
+  ):
+    shutil.rmtree(tmp_path / "c")
+    (tmp_path / "c").write_text("a file")
+    checkpoints.save(1, state(1.0), {}, (0.0,))
