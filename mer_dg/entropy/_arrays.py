@@ -202,15 +202,12 @@ def in_units(
     per_column: One unit per column, ``[d]``, rather than one for all.
     least: Smallest unit, a power of two.
   """
-  half = centered_halves(z, where)
-  unit = power_of_two(jnp.max(jnp.abs(half), axis=0 if per_column else None))
-  unit = 2 * jnp.maximum(unit, 0.5 * least)
-  return half / jnp.broadcast_to(0.5 * unit, (1, z.shape[1])), unit
-
-
-def centered_halves(z: jax.Array, where: jax.Array | None) -> jax.Array:
-  """Half of the rows minus a robust centre: a whole difference may overflow."""
-  return drop_rows(0.5 * z - 0.5 * robust_center(z, where)[None, :], where)
+  center = robust_center(z, where)[None, :]
+  # A difference may overflow, which makes the unit the largest one.
+  size = jnp.max(jnp.abs(drop_rows(z - center, where)), axis=0 if per_column else None)
+  unit = jnp.maximum(power_of_two(size), least)
+  inverse = jnp.broadcast_to(1 / unit, (1, z.shape[1]))
+  return drop_rows(z * inverse - center * inverse, where), unit
 
 
 def limit(d: int, dtype) -> float:

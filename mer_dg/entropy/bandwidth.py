@@ -69,12 +69,13 @@ def ordinary_units(z, where):
 
   A far row may be 1e20 times as long as the others, which then have no squares.
   """
-  half = _arrays.centered_halves(z, where)
-  size = jnp.max(jnp.abs(half), axis=1)
+  center = _arrays.robust_center(z, where)[None, :]
+  size = jnp.max(jnp.abs(_arrays.drop_rows(z - center, where)), axis=1)
   ordinary = _arrays.median(size, jnp.ones_like(size, bool) if where is None else where)
-  unit = _arrays.power_of_two(jnp.where(ordinary > 0, ordinary, jnp.max(size)))
+  inverse = 1 / _arrays.power_of_two(jnp.where(ordinary > 0, ordinary, jnp.max(size)))
+  x = _arrays.drop_rows(z * inverse - center * inverse, where)
   bound = _arrays.limit(z.shape[1], z.dtype)
-  return jnp.clip(half / unit, -bound, bound), 2 * unit
+  return jnp.clip(x, -bound, bound), 1 / inverse
 
 
 def _median_distance(z, where):

@@ -61,8 +61,8 @@ EDGES = {
   "a row at -3e38": (
     _moved((3, -3e38)),
     N,
-    ("gaussian",),
-    ("kde_fixed", "kde_median"),
+    (),
+    ("kde_fixed", "kde_median", "gaussian"),
   ),
   "rows at both ends": (
     _moved((2, 3e38), (5, -3e38)),
