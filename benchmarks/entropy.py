@@ -231,7 +231,7 @@ def run_small(d):
   def loop(name, n, options):
     z = jax.random.normal(jax.random.key(0), (n, d))
     loss = lambda z: entropy.entropy_regularizer(
-      {"a": z}, estimator=name.split(",")[0], **options
+      {"a": z}, estimator=name.split(",")[0], normalize="none", **options
     )[0]
     update = products[name] if name in products else jax.grad(loss)
 

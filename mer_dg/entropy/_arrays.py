@@ -1,6 +1,9 @@
-"""Input checks, masks and batch axes shared by every estimator in this room."""
+"""Input checks, masks, batch axes and safe arithmetic shared by every estimator."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+import math
 
 import jax
 from jax import lax
@@ -21,11 +24,6 @@ def check_samples(name: str, z: jax.Array, *, ndim: int | None = None) -> jax.Ar
   return z
 
 
-def accumulate(z: jax.Array) -> jax.Array:
-  """Casts half precision to float32; float32 and float64 pass unchanged."""
-  return z.astype(jnp.promote_types(z.dtype, jnp.float32))
-
-
 def check_where(where, z: jax.Array, *, name: str = "where") -> jax.Array | None:
   """Returns a boolean mask ``[..., n]`` of the rows of ``z``, or None."""
   if where is None:
@@ -41,35 +39,10 @@ def check_where(where, z: jax.Array, *, name: str = "where") -> jax.Array | None
   return where.astype(bool)
 
 
-def check_weights(weights, z: jax.Array) -> jax.Array | None:
-  """Returns non-negative sample weights ``[..., n]`` or None."""
-  if weights is None:
-    return None
-  concrete = concrete_value(weights)
-  weights = jnp.asarray(weights)
-  if weights.shape != z.shape[:-1]:
-    raise ValueError(
-      f"weights must have shape {z.shape[:-1]} (rows of samples {z.shape}), "
-      f"got {weights.shape}."
-    )
-  if concrete is not None and (concrete < 0).any():
-    raise ValueError(f"weights must be >= 0, got minimum {concrete.min()}.")
-  return weights
-
-
 def check_choice(name: str, value, allowed) -> None:
   """Raises ValueError listing the allowed values."""
   if value not in allowed:
     raise ValueError(f"{name}={value!r} is not one of {tuple(allowed)}.")
-
-
-def check_block_size(block_size: int | None) -> None:
-  if block_size is None:
-    return
-  if isinstance(block_size, bool) or not isinstance(block_size, (int, np.integer)):
-    raise TypeError(f"block_size must be an int or None, got {block_size!r}.")
-  if block_size <= 0:
-    raise ValueError(f"block_size must be > 0, got {block_size}.")
 
 
 def concrete_value(x) -> np.ndarray | None:
@@ -89,6 +62,29 @@ def check_positive(name: str, value) -> None:
     raise ValueError(f"{name} must be > 0, got {value}.")
 
 
+def estimate(one: Callable, z: jax.Array, where: jax.Array | None, *, min_rows: int):
+  """``one(z [n, d], where)`` over the leading axes of ``z``, with the conventions.
+
+  Half precision becomes float32; masked rows become zero, whatever was in them; a
+  result is 0 with zero gradient below ``min_rows`` valid rows, and nan if a valid entry
+  is. ``one`` returns a scalar (or a tree of them) and must be finite on zero rows.
+  """
+  z = check_samples("z", z)
+  where = check_where(where, z)
+
+  def safe(z, where):
+    z = drop_rows(accumulate(z), where)
+    if z.shape[0] < min_rows:
+      value, enough = jnp.zeros((), z.dtype), True
+    else:
+      value, enough = one(z, where), row_count(z, where) >= min_rows
+    poison = jnp.where(jnp.isnan(z).any(), jnp.nan, 0).astype(z.dtype)
+    poison = lax.stop_gradient(poison)
+    return jax.tree.map(lambda v: jnp.where(enough, v, 0) + poison, value)
+
+  return over_batch(safe, z, where)
+
+
 def over_batch(fn, z: jax.Array, *rows):
   """Maps ``fn(z [n, d], *rows)`` over the leading axes of ``z``.
 
@@ -98,6 +94,33 @@ def over_batch(fn, z: jax.Array, *rows):
   for _ in range(z.ndim - 2):
     fn = jax.vmap(fn, in_axes=(0, *axes))
   return fn(z, *rows)
+
+
+def accumulate(z: jax.Array) -> jax.Array:
+  """Casts half precision to float32; float32 and float64 pass unchanged."""
+  return z.astype(jnp.promote_types(z.dtype, jnp.float32))
+
+
+def drop_rows(z: jax.Array, where: jax.Array | None) -> jax.Array:
+  """Zeroes the masked rows, so that garbage or nan in them cannot leak. ``[n, d]``."""
+  return z if where is None else jnp.where(where[:, None], z, 0)
+
+
+def row_count(z: jax.Array, where: jax.Array | None) -> jax.Array:
+  """Number of valid rows, in the dtype of ``z``."""
+  if where is None:
+    return jnp.asarray(z.shape[0], z.dtype)
+  return jnp.sum(where, dtype=z.dtype)
+
+
+def row_mean(x: jax.Array, where: jax.Array | None) -> jax.Array:
+  """Mean over valid entries of ``x [n]``; 0 where there is none.
+
+  Divided before the sum, which would overflow for a few numbers of size 1e38.
+  """
+  count = row_count(x, where)
+  x = x / jnp.maximum(count, 1)
+  return jnp.sum(x if where is None else jnp.where(where, x, 0))
 
 
 def _varying_axes(a: jax.Array) -> frozenset:
@@ -110,8 +133,8 @@ def _varying_axes(a: jax.Array) -> frozenset:
 def align_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
   """Marks arrays as varying over every mesh axis that any of them varies over.
 
-  Inside ``shard_map`` a loop's carry, and a hand-written gradient, must have the same
-  marks as its inputs. Outside of it nothing happens.
+  Inside ``shard_map`` (runs split over devices) a loop's carry, and a hand-written
+  gradient, must have the same marks as its inputs. Outside of it nothing happens.
   """
   axes = frozenset().union(*map(_varying_axes, arrays))
 
@@ -122,23 +145,7 @@ def align_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
   return tuple(mark(a) for a in arrays)
 
 
-def row_weights(
-  z: jax.Array, where: jax.Array | None, weights: jax.Array | None = None
-) -> jax.Array:
-  """``where * weights`` in the dtype of ``z``; ones where both are None. ``[n]``."""
-  n = z.shape[0]
-  v = jnp.ones(n, z.dtype) if weights is None else weights.astype(z.dtype)
-  return v if where is None else jnp.where(where, v, 0)
-
-
-def drop_rows(z: jax.Array, where: jax.Array | None) -> jax.Array:
-  """Zeroes the masked rows, so that garbage or nan in them cannot leak. ``[n, d]``."""
-  return z if where is None else jnp.where(where[:, None], z, 0)
-
-
-def nan_if_nan(z: jax.Array) -> jax.Array:
-  """0, or nan if any entry is nan: for branches that would otherwise hide it."""
-  return jnp.where(jnp.isnan(z).any(), jnp.nan, 0).astype(z.dtype)
+# --- arithmetic without nan -----------------------------------------------------------
 
 
 def safe_log(x: jax.Array) -> jax.Array:
@@ -157,20 +164,76 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
   )
 
 
-def weighted_moments(z: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Weighted mean ``[d]`` and unbiased variance ``[d]`` (ddof 1 for 0/1 weights).
+def log_norm(x: jax.Array) -> jax.Array:
+  """Log Euclidean norm over the last axis, at any scale; -inf, gradient 0 at zero."""
+  unit = power_of_two(jnp.max(jnp.abs(x), axis=-1))
+  square = jnp.sum((x / unit[..., None]) ** 2, axis=-1)
+  return jnp.log(unit) + 0.5 * safe_log(square)
 
-  For general weights the unbiased form of ``numpy.cov(aweights=)`` is used, which is
-  also what ``scipy.stats.gaussian_kde`` does. Variance 0 for fewer than two rows.
+
+# --- scale, centre, moments -----------------------------------------------------------
+
+
+def power_of_two(x: jax.Array) -> jax.Array:
+  """The power of two in (x / 2, x], 1 for x = 0: division by it is exact.
+
+  At most a quarter of the largest number: compilers divide by multiplying with the
+  inverse, which must not vanish.
   """
-  total = jnp.sum(v)
-  p = v / jnp.where(total > 0, total, 1)
+  info = jnp.finfo(x.dtype)
+  pattern = lax.bitcast_convert_type(lax.stop_gradient(x), f"int{info.bits}")
+  pattern = (pattern >> info.nmant) << info.nmant  # sign and exponent remain
+  power = jnp.where(x > 0, lax.bitcast_convert_type(pattern, x.dtype), 1)
+  return jnp.minimum(power, float(info.max) / 4)
+
+
+def in_units(
+  z: jax.Array, where: jax.Array | None, *, per_column: bool = False, least: float = 0
+) -> tuple[jax.Array, jax.Array]:
+  """Rows around a robust centre in units of their largest entry, and the unit.
+
+  There squares neither overflow nor vanish. Where ``H(aZ) = H(Z) + d log a``, an
+  estimator works on the former and adds ``d log`` of the latter. Units are powers of
+  two, so that this costs no digit, and constants for the gradient.
+
+  Args:
+    z: ``[n, d]``, masked rows zero (and zero afterwards).
+    where: Mask ``[n]`` or None.
+    per_column: One unit per column, ``[d]``, rather than one for all.
+    least: Smallest unit, a power of two.
+  """
+  center = robust_center(z, where)[None, :]
+  # A difference may overflow, which makes the unit the largest one.
+  size = jnp.max(jnp.abs(drop_rows(z - center, where)), axis=0 if per_column else None)
+  unit = jnp.maximum(power_of_two(size), least)
+  inverse = jnp.broadcast_to(1 / unit, (1, z.shape[1]))
+  return drop_rows(z * inverse - center * inverse, where), unit
+
+
+def limit(d: int, dtype) -> float:
+  """Entries up to here leave sums of d squared differences finite."""
+  return math.sqrt(float(jnp.finfo(dtype).max) / (8 * d))
+
+
+def center_rows(
+  z: jax.Array, where: jax.Array | None, **units
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Rows minus their mean (masked rows 0), their number, and the unit they are in.
+
+  The one place where moments come from: a variance is a sum of squares of these rows
+  over the count (biased) or the count - 1.
+  """
+  count = row_count(z, where)
+  z, unit = in_units(z, where, **units)
   # Sums, not products p @ z: full float32 on every device, and faster on a CPU.
-  mean = jnp.sum(p[:, None] * z, axis=0)
-  spread = 1 - jnp.sum(p**2)  # (n - 1) / n for equal weights
-  var = jnp.sum(p[:, None] * (z - mean[None, :]) ** 2, axis=0)
-  enough = jnp.sum(v > 0) >= 2
-  return mean, jnp.where(enough, var / jnp.where(enough, spread, 1), 0 * var)
+  mean = jnp.sum(z, axis=0) / jnp.maximum(count, 1)
+  return drop_rows(z - mean[None, :], where), count, unit
+
+
+def variance(z: jax.Array, where: jax.Array | None, **units):
+  """Unbiased variances ``[d]`` of the valid rows (0 below two), and their unit."""
+  x, count, unit = center_rows(z, where, **units)
+  return jnp.sum(x**2, axis=0) / jnp.maximum(count - 1, 1), unit
 
 
 def robust_center(z: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -197,3 +260,38 @@ def robust_center(z: jax.Array, where: jax.Array | None) -> jax.Array:
 
   triples = median3(picked[0::3], picked[1::3], picked[2::3])  # [3, d]
   return lax.stop_gradient(median3(triples[0], triples[1], triples[2]))
+
+
+def median(x: jax.Array, valid: jax.Array) -> jax.Array:
+  """Median of the non-negative entries of ``x`` that are valid; 0 if none is.
+
+  By bisection on the bit pattern, which orders non-negative floats: exact, and on a CPU
+  ten to forty times faster than XLA's sort. The gradient goes to the middle entries.
+  """
+  count = jnp.sum(valid)
+  low = _smallest(x, valid, jnp.maximum(count - 1, 0) // 2)
+  above = valid & (x > low)
+  more = jnp.sum(valid & (x <= low)) > count // 2  # then the upper middle is the same
+  high = jnp.where(more, low, jnp.min(jnp.where(above, x, jnp.inf)))
+
+  def entry(value):
+    hit = valid & (x == lax.stop_gradient(value))
+    return jnp.sum(jnp.where(hit, x, 0)) / jnp.maximum(jnp.sum(hit), 1)
+
+  return 0.5 * (entry(low) + entry(high))
+
+
+def _smallest(x, valid, rank):
+  """The entry of that rank (from 0) among the valid ones."""
+  bits = jnp.finfo(x.dtype).bits
+  integer = jnp.dtype(f"int{bits}")
+  pattern = lax.bitcast_convert_type(lax.stop_gradient(x), integer)
+
+  def bit(i, low):
+    trial = low | lax.shift_left(jnp.ones((), integer), (bits - 2 - i).astype(integer))
+    below = jnp.sum(valid & (pattern < trial))
+    return jnp.where(below <= rank, trial, low)
+
+  start = align_varying(jnp.zeros((), integer), pattern, valid)[0]
+  found = lax.fori_loop(jnp.int32(0), jnp.int32(bits - 1), bit, start)
+  return lax.bitcast_convert_type(found, x.dtype)

@@ -15,16 +15,6 @@ from mer_dg.entropy.scatter import scatter_logdet
 HIGHEST = lax.Precision.HIGHEST
 
 
-def centered_rows(z: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-  """Rows minus their mean (masked rows 0) and the number of valid rows."""
-  v = _arrays.row_weights(z, where)
-  count = jnp.sum(v)
-  center = _arrays.robust_center(z, where)
-  z = _arrays.drop_rows(z - center[None, :], where)  # first: exact for large offsets
-  mean = jnp.sum(z, axis=0) / jnp.where(count > 0, count, 1)
-  return _arrays.drop_rows(z - mean[None, :], where), count
-
-
 def ridge_logdet(x: jax.Array, ridge: jax.Array, *, form: str = "auto") -> jax.Array:
   r"""``log det(ridge I_d + x^T x)`` for rows ``x [n, d]``.
 
@@ -114,7 +104,7 @@ def gaussian_entropy(
     z: Samples ``[..., n, d]``, floating.
     shrinkage: ``rho`` in [0, 1], towards the isotropic covariance of the same trace.
       May be traced.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
+    where: Boolean ``[..., n]``.
 
   Returns:
     Nats, ``[...]``. ``-inf`` with zero gradient when the covariance is singular to
@@ -135,23 +125,14 @@ def gaussian_entropy(
     >>> print(f"{gaussian_entropy(z):.4f}")
     1.4189
   """
-  z = _arrays.check_samples("z", z)
-  where = _arrays.check_where(where, z)
   concrete = _arrays.concrete_value(shrinkage)
   if concrete is not None and (concrete.shape != () or not 0 <= concrete <= 1):
     raise ValueError(f"shrinkage must be a number in [0, 1], got {shrinkage}.")
 
   def one(z, where):
-    z = _arrays.drop_rows(_arrays.accumulate(z), where)
-    poison = lax.stop_gradient(_arrays.nan_if_nan(z))
     d = z.shape[1]
     rho = jnp.asarray(shrinkage, z.dtype)
-    center = _arrays.robust_center(z, where)
-    z = _arrays.drop_rows(z - center[None, :], where)
-    # In units of the largest entry nothing overflows.
-    peak = lax.stop_gradient(jnp.max(jnp.abs(z)))
-    peak = jnp.where(peak > 0, peak, 1)
-    z = z / peak
+    z, unit = _arrays.in_units(z, where)
     if concrete is None:
       plain, shrunk = _plain_logdet(z, where), _shrunk_logdet(z, where, rho)
       pick = lambda a, b: jnp.where(rho > 0, a, b)
@@ -161,17 +142,17 @@ def gaussian_entropy(
     else:
       logdet, finite = _plain_logdet(z, where)
     logdet = jnp.where(finite, logdet, 0)
-    value = 0.5 * d * math.log(2 * math.pi * math.e) + 0.5 * logdet + d * jnp.log(peak)
-    value = jnp.where(finite, value, -jnp.inf)
-    enough = jnp.sum(_arrays.row_weights(z, where)) >= 2
-    return jnp.where(enough, value, 0) + poison
+    value = 0.5 * d * math.log(2 * math.pi * math.e) + 0.5 * logdet + d * jnp.log(unit)
+    return jnp.where(finite, value, -jnp.inf)
 
-  return _arrays.over_batch(one, z, where)
+  return _arrays.estimate(one, z, where, min_rows=2)
 
 
 def _shrunk_logdet(z, where, rho):
   """``log det`` of the shrunk covariance, rho > 0 (else any finite number)."""
-  x, count = centered_rows(z, where)
+  count = _arrays.row_count(z, where)
+  mean = jnp.sum(z, axis=0) / jnp.maximum(count, 1)
+  x = _arrays.drop_rows(z - mean[None, :], where)
   n, d = x.shape
   dof = jnp.maximum(count - 1, 1)
   trace = jnp.sum(x**2) / dof
@@ -189,7 +170,7 @@ def _plain_logdet(z, where):
   n, d = z.shape
   if n <= d:
     return jnp.zeros((), z.dtype), jnp.zeros((), bool)
-  v = _arrays.row_weights(z, where)
-  count = jnp.sum(v)
+  count = _arrays.row_count(z, where)
+  v = jnp.ones(n, z.dtype) if where is None else where.astype(z.dtype)
   value, full_rank = scatter_logdet(z, v)
   return value - d * jnp.log(jnp.maximum(count - 1, 1)), full_rank & (count > d)

@@ -7,61 +7,44 @@ from jax import lax
 import jax.numpy as jnp
 
 from mer_dg.entropy import _arrays
-from mer_dg.entropy import bandwidth as _bandwidth
+from mer_dg.entropy.bandwidth import check_bandwidth, scaled_by_rule
 from mer_dg.entropy.kernels import Kernel, get_kernel
 from mer_dg.entropy.pairwise import log_kernel_sums
+from mer_dg.entropy.sphere import sphere_log_area, unit_sphere
 
 
-def _unit_rows(z):
-  """Rows scaled to unit length; a zero row stays zero, with zero gradient."""
-  sq = jnp.sum(z**2, axis=1, keepdims=True)
-  return z / jnp.where(sq > 0, _arrays.safe_sqrt(sq), 1)
-
-
-def _log_density(
-  q, r, v, h, *, kernel: Kernel, center, self_offset=None, block_size=None
+def scaled_rows(
+  z, where, bandwidth, kernel: Kernel, *, gradient=False, memory=None, memory_where=None
 ):
-  """Log densities ``[nq]`` at ``q`` under the KDE of rows ``r`` with weights ``v``.
+  """Rows around their centre in bandwidths, and the log normaliser of the kernel.
 
-  Rows that must not count have weight 0 and finite entries. ``self_offset`` as in
-  ``log_kernel_sums``; the left-out row's weight is left out of the total, too.
+  Returns:
+    ``(u [n, d], memory [m, d] or None, log_normalizer)``.
   """
-  d = q.shape[1]
-  scale = 1 / (h if h.ndim == 0 else h[None, :])
-  shift = center[None, :]
-  # Rows without weight go to the centre, where nothing overflows.
-  q_unit = (q - shift) * scale
-  if q is r:
-    q_unit = jnp.where((v > 0)[:, None], q_unit, 0)
-  r_unit = q_unit if q is r else (r - shift) * scale
-  log_v = _arrays.safe_log(v)
-  ell = log_kernel_sums(
-    q_unit, r_unit, log_v, kernel=kernel, self_offset=self_offset, block_size=block_size
-  )
-  total = jnp.sum(v)
-  if self_offset is not None:
-    at = jnp.clip(jnp.arange(q.shape[0]) + self_offset, 0, r.shape[0] - 1)
-    total = jnp.maximum(total - v[at], 0)
-  return ell - _arrays.safe_log(total) + kernel.log_normalizer(d, h)
-
-
-def _prepare(z, where, kernel: Kernel):
-  z = _arrays.drop_rows(_arrays.accumulate(z), where)
-  return _unit_rows(z) if kernel.on_sphere else z
-
-
-def _check_sphere_bandwidth(kernel: Kernel, bandwidth) -> None:
-  if not kernel.on_sphere:
-    return
+  n, d = z.shape
+  if memory is not None:
+    # One scale and one centre for both.
+    every = lambda rows, mask: jnp.ones(len(rows), bool) if mask is None else mask
+    where = jnp.concatenate([every(z, where), every(memory, memory_where)])
+    memory = _arrays.drop_rows(lax.stop_gradient(memory), memory_where)
+    z = jnp.concatenate([z, memory.astype(z.dtype)])
+  if kernel.on_sphere:
+    z = unit_sphere(z)
   if isinstance(bandwidth, str):
-    raise ValueError(
-      f"bandwidth={bandwidth!r}: rules are for R^d; kernel='vmf' needs a number "
-      "h > 0 (concentration kappa = 1 / h**2)."
-    )
-  if jnp.ndim(bandwidth) != 0:
-    raise ValueError(
-      f"bandwidth must be a scalar for kernel='vmf', got shape {jnp.shape(bandwidth)}."
-    )
+    # On the sphere rounding hides what is closer than this; elsewhere squares vanish.
+    smallest = 1e-6 if kernel.on_sphere else float(jnp.finfo(z.dtype).tiny) ** 0.5
+    x, h, unit = scaled_by_rule(bandwidth, z, where, smallest=smallest)
+    h = h if gradient else lax.stop_gradient(h)
+  else:
+    x = _arrays.drop_rows(z - _arrays.robust_center(z, where)[None, :], where)
+    h, unit = jnp.asarray(bandwidth).astype(z.dtype), jnp.ones((), z.dtype)
+  bound = _arrays.limit(d, z.dtype)
+  u = jnp.clip(x / h, -bound, bound)
+  if kernel.on_sphere:
+    log_normalizer = kernel.log_normalizer(d, h * unit)
+  else:  # their product might overflow
+    log_normalizer = kernel.log_normalizer(d, h) - d * jnp.log(unit)
+  return u[:n], None if memory is None else u[n:], log_normalizer
 
 
 def kde_entropy(
@@ -71,206 +54,135 @@ def kde_entropy(
   kernel: str | Kernel = "gaussian",
   leave_one_out: bool = True,
   where: jax.Array | None = None,
-  weights: jax.Array | None = None,
-  block_size: int | None = None,
-  reference: jax.Array | None = None,
-  reference_where: jax.Array | None = None,
-  reference_offset=None,
+  memory: jax.Array | None = None,
+  memory_where: jax.Array | None = None,
   bandwidth_gradient: bool = False,
-  axis_name: str | None = None,
+  dense: bool | None = None,
 ) -> jax.Array:
   r"""Kernel-density (resubstitution) estimate of differential entropy, in nats.
 
-  .. math:: \hat H = -\sum_i \bar w_i \log \frac{\sum_{j \ne i} w_j K_h(z_i - z_j)}
-            {\sum_{j \ne i} w_j}
+  .. math:: \hat H = -\frac1n \sum_i \log \frac1{n-1} \sum_{j \ne i} K_h(z_i - z_j)
 
   As n grows this tends to the cross-entropy of the data with its *smoothed* density,
   so it exceeds the true entropy by an amount set by ``bandwidth``.
 
   Scale: with a rule, :math:`\hat H(aZ) = \hat H(Z) + d \log |a|`, and with a fixed
   bandwidth the estimate still grows without bound as points move apart. Neither has
-  a maximum in the scale of ``z``; bound the scale elsewhere (normalised embeddings and
-  ``kernel="vmf"``, a variance target, weight decay).
+  a maximum in the scale of ``z``: put features on the sphere (``kernel="vmf"``, whose
+  maximum is ``sphere_log_area(d)``) or bound the scale elsewhere.
 
   Args:
     z: Samples, ``[..., n, d]``, floating. Half precision is computed in float32.
-    bandwidth: Kernel scale ``h > 0`` in the units of ``z``: a scalar (may be traced),
-      an array ``[d]``, or a rule: ``"scott"``, ``"silverman"``, ``"median"``, or for
-      d = 1 ``"isj"`` (improved Sheather-Jones).
-      For ``kernel="vmf"`` a scalar; the concentration is ``1 / h**2``.
-    kernel: ``"gaussian"``, ``"laplace"`` (radial, ``exp(-|x|/h)``), ``"student-t"``,
-      ``"epanechnikov"`` (radial), ``"vmf"`` (rows are scaled to unit length;
-      entropy with respect to surface area), or a ``Kernel``.
+    bandwidth: Kernel scale ``h > 0`` in the units of ``z`` (may be traced), or a rule:
+      ``"scott"``, ``"silverman"``, ``"median"`` (median pairwise distance).
+    kernel: ``"gaussian"``, ``"student-t"``, ``"vmf"`` (rows are scaled to unit length;
+      concentration ``1 / h**2``; entropy with respect to surface area), or a
+      ``Kernel``.
     leave_one_out: Leave row i out of its own density. Without it the estimate is biased
       down and rewards a small bandwidth.
     where: Boolean ``[..., n]``; False rows are as if deleted (they may be nan).
-    weights: Sample weights ``[..., n]``, >= 0.
-    block_size: Rows per tile of the pairwise computation; None chooses. Only speed and
-      memory depend on it.
-    reference: Points whose density is evaluated at ``z``, ``[..., m, d]`` or ``[m, d]``
-      (memory queue, second view, other shard). Default: ``z`` itself.
-    reference_where: Boolean rows of ``reference``.
-    reference_offset: When given, row i of ``z`` is row ``i + reference_offset`` of
-      ``reference`` and is left out of its own density. May be traced.
+    memory: Further rows ``[m, d]`` that the density is estimated from (a queue of
+      earlier batches), constants for the gradient.
+    memory_where: Boolean ``[m]``.
     bandwidth_gradient: Let gradients flow through a bandwidth rule (default: the rule's
       value is a constant).
-    axis_name: Mapped axis of ``shard_map`` over which rows are split; the result
-      is the entropy of all rows, the same on every member.
+    dense: Keep n x n numbers (True) or tiles (False); None goes by size, tiles from
+      1,025 rows on. Only speed and memory depend on it. Where the rows of ``z`` are
+      split over devices, n x n numbers are, too, and tiles are not.
 
   Returns:
     Nats, shape ``[...]``, float32 or wider; may be negative. 0 with zero gradient when
-    fewer than two rows are valid and one is left out. ``inf`` where no kernel reaches a
-    row (compact kernel); nan if a valid entry is nan.
+    no valid row sees another; nan if a valid entry is nan.
 
   Raises:
     TypeError: If ``z`` is not floating.
-    ValueError: For a wrong shape, bandwidth, kernel or block size.
+    ValueError: For a wrong shape, bandwidth or kernel.
 
   References:
     Ahmad & Lin 1976 (resubstitution); Beirlant et al., Nonparametric entropy
-    estimation: an overview, 1997, section 2.2 (leave-one-out). Botev, Grotowski &
-    Kroese, Kernel density estimation via diffusion, 2010, section 5 (``"isj"``). Wang &
-    Isola 2020, section 4.1.2: with ``kernel="vmf"`` the negative of this is the
-    uniformity part of the contrastive loss at temperature ``h**2``, up to a constant.
+    estimation: an overview, 1997, section 2.2 (leave-one-out). Wang & Isola 2020,
+    section 4.1.2: with ``kernel="vmf"`` the negative of this is the uniformity part of
+    the contrastive loss at temperature ``h**2``, up to a constant.
 
   Example:
     >>> print(f"{kde_entropy(jnp.array([[0.0], [2.0]]), bandwidth=1.0):.4f}")
     2.9189
   """
-  z = _arrays.check_samples("z", z)
   kernel = get_kernel(kernel)
-  d = z.shape[-1]
-  _bandwidth.check_bandwidth(bandwidth, d)
-  _check_sphere_bandwidth(kernel, bandwidth)
-  _arrays.check_block_size(block_size)
-  where = _arrays.check_where(where, z)
-  weights = _arrays.check_weights(weights, z)
-  if reference is None:
-    for name, value in (
-      ("reference_where", reference_where),
-      ("reference_offset", reference_offset),
-    ):
-      if value is not None:
-        raise ValueError(f"{name} needs reference, got reference=None.")
-  else:
-    if axis_name is not None:
-      raise ValueError("axis_name and reference exclude each other; gather first.")
-    reference = _arrays.check_samples("reference", reference)
-    if reference.shape[-1] != d:
+  check_bandwidth(bandwidth)
+  z = _arrays.check_samples("z", z)
+  if memory is not None:
+    memory = _arrays.check_samples("memory", memory, ndim=2)
+    if memory.shape[1] != z.shape[-1]:
       raise ValueError(
-        f"reference must have d={d} columns like z {z.shape}, got {reference.shape}."
+        f"memory must have {z.shape[-1]} columns like z {z.shape}, got {memory.shape}."
       )
-    reference_where = _arrays.check_where(
-      reference_where, reference, name="reference_where"
-    )
-    batch = z.shape[:-2]
-    reference = jnp.broadcast_to(reference, (*batch, *reference.shape[-2:]))
-    if reference_where is not None:
-      reference_where = jnp.broadcast_to(reference_where, reference.shape[:-1])
+    memory_where = _arrays.check_where(memory_where, memory, name="memory_where")
+  elif memory_where is not None:
+    raise ValueError("memory_where needs memory, got memory=None.")
 
-  def one(z, where, weights, reference, reference_where):
-    z = _prepare(z, where, kernel)
-    v = _arrays.row_weights(z, where, weights)
-    offset = None
-    if reference is not None:
-      r = _prepare(reference, reference_where, kernel).astype(z.dtype)
-      v_r, offset = _arrays.row_weights(r, reference_where), reference_offset
-      loo = offset is not None and leave_one_out
-    elif axis_name is not None:
-      gather = lambda x: lax.all_gather(x, axis_name, tiled=True)
-      r, v_r = gather(z), gather(v)
-      offset = lax.axis_index(axis_name) * z.shape[0]
-      loo = leave_one_out
-    else:
-      r, v_r, offset, loo = z, v, 0, leave_one_out
-    masks = (where, weights) if reference is None else (reference_where,)
-    # The same rows for bandwidth and density: XLA computes one center, not two.
-    counted = None if all(mask is None for mask in masks) else v_r > 0
-    center = _arrays.robust_center(r, counted)
-    h = _bandwidth.resolve_bandwidth(
-      bandwidth, r, v_r, center=center, gradient=bandwidth_gradient
-    )
-    log_p = _log_density(
+  def one(z, where):
+    u, further, log_normalizer = scaled_rows(
       z,
-      r,
-      v_r,
-      h,
-      kernel=kernel,
-      center=center,
-      self_offset=offset if loo else None,
-      block_size=block_size,
+      where,
+      bandwidth,
+      kernel,
+      gradient=bandwidth_gradient,
+      memory=memory,
+      memory_where=memory_where,
     )
-    valid = v > 0
-    total, score = jnp.sum(v), jnp.sum(jnp.where(valid, v * log_p, 0))
-    support = jnp.sum(v_r > 0) if axis_name is None else jnp.sum(valid)
-    poison = lax.stop_gradient(_arrays.nan_if_nan(z))
-    if axis_name is not None:
-      total, score, support, poison = lax.psum(
-        (total, score, support, poison), axis_name
-      )
-    enough = (support >= (2 if loo else 1)) & (total > 0)
-    value = -score / jnp.where(total > 0, total, 1)
-    return jnp.where(enough, value, poison)
+    ell = log_kernel_sums(
+      u,
+      where,
+      kernel=kernel,
+      leave_one_out=leave_one_out,
+      memory=further,
+      memory_where=memory_where,
+      dense=dense,
+    )
+    seen = _arrays.row_count(z, where) - leave_one_out
+    if memory is not None:
+      seen = seen + _arrays.row_count(memory, memory_where)
+    value = jnp.log(jnp.maximum(seen, 1)) - log_normalizer
+    value = value - _arrays.row_mean(jnp.where(seen > 0, ell, 0), where)
+    return jnp.where(seen > 0, value, 0)
 
-  return _arrays.over_batch(one, z, where, weights, reference, reference_where)
+  alone = leave_one_out and memory is None
+  return _arrays.estimate(one, z, where, min_rows=2 if alone else 1)
 
 
-def kde_log_density(
-  query: jax.Array,
+def sphere_entropy(
   z: jax.Array,
   *,
-  bandwidth,
-  kernel: str | Kernel = "gaussian",
+  bandwidth="median",
   where: jax.Array | None = None,
-  block_size: int | None = None,
-  bandwidth_gradient: bool = False,
-) -> jax.Array:
-  """Log density of ``query`` under the kernel density estimate of ``z``, in nats.
+  **options,
+) -> dict[str, jax.Array]:
+  """How far the directions of ``z`` are from uniform on the sphere, in nats.
 
   Args:
-    query: Points ``[q, d]``, floating.
-    z: Samples ``[n, d]``, floating.
-    bandwidth: As in ``kde_entropy`` (rules are evaluated on ``z``).
-    kernel: As in ``kde_entropy``.
-    where: Boolean ``[n]``, rows of ``z`` that count.
-    block_size: As in ``kde_entropy``.
-    bandwidth_gradient: As in ``kde_entropy``.
+    z: Features ``[..., n, d]``, floating; only their directions count.
+    bandwidth: As in ``kde_entropy(kernel="vmf")``.
+    where: Boolean ``[..., n]``.
+    **options: Further options of ``kde_entropy``.
 
   Returns:
-    ``[q]`` nats; ``-inf`` where no kernel reaches or no row counts.
+    ``{"entropy", "maximum", "gap"}``, each ``[...]``: the kernel estimate, the log of
+    the sphere's area, and the second minus the first. Uniform directions have a gap of
+    about 0 (slightly below, as the estimate is biased upwards).
 
   Raises:
-    TypeError: If an input is not floating.
-    ValueError: For a wrong shape, bandwidth, kernel or block size.
+    TypeError: If ``z`` is not floating.
+    ValueError: For a wrong shape or bandwidth.
 
   Example:
-    >>> z = jnp.array([[0.0], [2.0]])
-    >>> [f"{x:.4f}" for x in kde_log_density(z, z, bandwidth=1.0)]
-    ['-1.4852', '-1.4852']
+    >>> z = jax.random.normal(jax.random.key(0), (512, 3))
+    >>> {k: f"{v:.2f}" for k, v in sphere_entropy(z).items()}
+    {'entropy': '2.53', 'maximum': '2.53', 'gap': '-0.00'}
   """
-  query = _arrays.check_samples("query", query, ndim=2)
-  z = _arrays.check_samples("z", z, ndim=2)
-  kernel = get_kernel(kernel)
-  d = z.shape[1]
-  if query.shape[1] != d:
-    raise ValueError(f"query must have d={d} columns like z, got {query.shape}.")
-  _bandwidth.check_bandwidth(bandwidth, d)
-  _check_sphere_bandwidth(kernel, bandwidth)
-  _arrays.check_block_size(block_size)
-  where = _arrays.check_where(where, z)
-  z = _prepare(z, where, kernel)
-  query = _prepare(query, None, kernel)
-  dtype = jnp.promote_types(z.dtype, query.dtype)
-  z, query = z.astype(dtype), query.astype(dtype)
-  v = _arrays.row_weights(z, where)
-  center = _arrays.robust_center(z, where)
-  h = _bandwidth.resolve_bandwidth(
-    bandwidth, z, v, center=center, gradient=bandwidth_gradient
-  )
-  log_p = _log_density(
-    query, z, v, h, kernel=kernel, center=center, block_size=block_size
-  )
-  return jnp.where(jnp.sum(v) > 0, log_p, -jnp.inf)
+  entropy = kde_entropy(z, kernel="vmf", bandwidth=bandwidth, where=where, **options)
+  maximum = jnp.full_like(entropy, sphere_log_area(jnp.shape(z)[-1]))
+  return {"entropy": entropy, "maximum": maximum, "gap": maximum - entropy}
 
 
 def mixture_entropy_bounds(
@@ -278,8 +190,8 @@ def mixture_entropy_bounds(
   *,
   bandwidth,
   where: jax.Array | None = None,
-  block_size: int | None = None,
   bandwidth_gradient: bool = False,
+  dense: bool | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   r"""Lower and upper bound on the entropy of the Gaussian mixture centred at ``z``.
 
@@ -294,16 +206,16 @@ def mixture_entropy_bounds(
   Args:
     z: Component centres ``[..., n, d]``, floating.
     bandwidth: Component standard deviation, as in ``kde_entropy``.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
-    block_size: As in ``kde_entropy``.
+    where: Boolean ``[..., n]``.
     bandwidth_gradient: As in ``kde_entropy``.
+    dense: As in ``kde_entropy``.
 
   Returns:
     ``(lower, upper)``, nats, each ``[...]``; both 0 when no row is valid.
 
   Raises:
     TypeError: If ``z`` is not floating.
-    ValueError: For a wrong shape, bandwidth or block size.
+    ValueError: For a wrong shape or bandwidth.
 
   References:
     Kolchinsky & Tracey, Estimating Mixture Entropy with Pairwise Distances, 2017,
@@ -314,33 +226,20 @@ def mixture_entropy_bounds(
     >>> print(f"{lower:.4f} {upper:.4f}")  # far apart: H(N) + log 2
     2.1121 2.1121
   """
-  z = _arrays.check_samples("z", z)
-  d = z.shape[-1]
-  _bandwidth.check_bandwidth(bandwidth, d)
-  _arrays.check_block_size(block_size)
-  where = _arrays.check_where(where, z)
+  check_bandwidth(bandwidth)
   gaussian = get_kernel("gaussian")
 
   def one(z, where):
-    z = _prepare(z, where, gaussian)
-    v = _arrays.row_weights(z, where)
-    center = _arrays.robust_center(z, where)
-    h = _bandwidth.resolve_bandwidth(
-      bandwidth, z, v, center=center, gradient=bandwidth_gradient
+    d = z.shape[1]
+    u, _, log_normalizer = scaled_rows(
+      z, where, bandwidth, gaussian, gradient=bandwidth_gradient
     )
-    count = jnp.sum(v)
-    safe_count = jnp.where(count > 0, count, 1)
 
-    def bound(factor):
-      # exp(-D) is a Gaussian kernel of width factor * h without its normaliser.
-      wide = factor * h
-      log_p = _log_density(
-        z, z, v, wide, kernel=gaussian, center=center, block_size=block_size
-      ) - gaussian.log_normalizer(d, wide)
-      mean = jnp.sum(jnp.where(v > 0, log_p, 0)) / safe_count
-      value = 0.5 * d - gaussian.log_normalizer(d, h) - mean
-      return jnp.where(count > 0, value, 0)
+    def bound(u):  # exp(-D) is the Gaussian kernel without its normaliser
+      ell = log_kernel_sums(u, where, kernel=gaussian, leave_one_out=False, dense=dense)
+      log_n = jnp.log(jnp.maximum(_arrays.row_count(z, where), 1))
+      return 0.5 * d - log_normalizer + log_n - _arrays.row_mean(ell, where)
 
-    return bound(2.0), bound(1.0)
+    return bound(0.5 * u), bound(u)
 
-  return _arrays.over_batch(one, z, where)
+  return _arrays.estimate(one, z, where, min_rows=1)

@@ -34,7 +34,7 @@ def marginal_entropy(
   Args:
     z: Samples ``[..., n, d]``, floating.
     estimator: One of the above.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
+    where: Boolean ``[..., n]``.
     bandwidth: For ``kde`` only.
 
   Returns:
@@ -53,25 +53,20 @@ def marginal_entropy(
     >>> print(f"{marginal_entropy(z, estimator='gaussian'):.4f}")
     1.4189
   """
-  z = _arrays.check_samples("z", z)
-  where = _arrays.check_where(where, z)
   _arrays.check_choice("estimator", estimator, ESTIMATORS)
 
   def one(z, where):
-    z = _arrays.drop_rows(_arrays.accumulate(z), where)
-    if estimator == "spacing":
-      value = jnp.sum(_spacing(z, where))
-    elif estimator == "gaussian":
-      v = _arrays.row_weights(z, where)
-      _, var = _arrays.weighted_moments(z - _arrays.robust_center(z, where)[None, :], v)
-      value = 0.5 * jnp.sum(math.log(2 * math.pi * math.e) + _arrays.safe_log(var))
-    else:
+    if estimator == "kde":
       column = lambda x: kde_entropy(x[:, None], bandwidth=bandwidth, where=where)
-      value = jnp.sum(lax.map(column, z.T))
-    count = jnp.sum(_arrays.row_weights(z, where))
-    return jnp.where(count >= 2, value, 0) + lax.stop_gradient(_arrays.nan_if_nan(z))
+      return jnp.sum(lax.map(column, z.T))
+    if estimator == "spacing":
+      # Spacings of halves: those of the rows may overflow.
+      return jnp.sum(_spacing(0.5 * z, where) + math.log(2))
+    var, unit = _arrays.variance(z, where, per_column=True)
+    log_var = _arrays.safe_log(var) + 2 * jnp.log(unit)
+    return 0.5 * jnp.sum(math.log(2 * math.pi * math.e) + log_var)
 
-  return _arrays.over_batch(one, z, where)
+  return _arrays.estimate(one, z, where, min_rows=2)
 
 
 def _spacing(z, where):

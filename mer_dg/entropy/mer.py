@@ -7,19 +7,22 @@ masked form is ours: masking equals deleting rows.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from mer_dg.entropy import _arrays
-from mer_dg.entropy.gaussian import centered_rows, ridge_logdet
+from mer_dg.entropy.gaussian import ridge_logdet
 
 FORMS = ("auto", "primal", "dual")
 
 
-def _check(z, where, eps):
-  z = _arrays.check_samples("z", z)
-  _arrays.check_positive("eps", eps)
-  return z, _arrays.check_where(where, z)
+def _standard_deviation(z, where, eps):
+  """Unbiased, epsilon inside the root, in units; the units. Both ``[d]``."""
+  var, unit = _arrays.variance(z, where, per_column=True, least=1)
+  var = jnp.maximum(var + eps / unit**2, jnp.finfo(z.dtype).tiny)
+  return jnp.sqrt(var), unit
 
 
 def marginal_entropy_loss(
@@ -36,7 +39,7 @@ def marginal_entropy_loss(
     gamma: Standard deviation aimed at, in the units of ``z``. May be traced.
     eps: Added to the variance, > 0; bounds the gradient at zero variance. May be
       traced.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
+    where: Boolean ``[..., n]``.
 
   Returns:
     ``[...]``, float32 or wider. 0 with zero gradient below two valid rows (undefined
@@ -53,29 +56,24 @@ def marginal_entropy_loss(
     >>> print(f"{marginal_entropy_loss(jnp.zeros((16, 4))):.4f}")
     0.9900
   """
-  z, where = _check(z, where, eps)
+  _arrays.check_positive("eps", eps)
 
   def one(z, where):
-    z = _arrays.drop_rows(_arrays.accumulate(z), where)
-    x, count = centered_rows(z, where)
-    enough = count >= 2
-    var = jnp.sum(x**2, axis=0) / jnp.where(enough, count - 1, 1)
-    gap = gamma - jnp.sqrt(var + eps)
-    value = jnp.mean(jax.nn.relu(gap))  # relu: subgradient 0 at the hinge
-    return jnp.where(enough, value, _arrays.nan_if_nan(z))
+    std, unit = _standard_deviation(z, where, eps)
+    std = std * unit
+    return jnp.mean(jax.nn.relu(gamma - std))  # relu: subgradient 0 at the hinge
 
-  return _arrays.over_batch(one, z, where)
+  return _arrays.estimate(one, z, where, min_rows=2)
 
 
-def _standardized_logdet(z, where, eps, form):
-  """``log det C`` of the released correlation matrix, and the number of rows."""
-  x, count = centered_rows(z, where)
-  enough = count >= 2
-  safe_count = jnp.where(enough, count, 2)
-  std = _arrays.safe_sqrt(jnp.sum(x**2, axis=0) / safe_count) + eps
-  x = x / std[None, :] / jnp.sqrt(safe_count - 1)
-  logdet = ridge_logdet(x, jnp.asarray(eps, x.dtype), form=form)
-  return logdet, enough
+def _correlation_logdet(z, where, eps, form):
+  """``log det C`` of the released correlation matrix."""
+  x, count, unit = _arrays.center_rows(z, where, per_column=True, least=1)
+  count = jnp.maximum(count, 2)
+  std = _arrays.safe_sqrt(jnp.sum(x**2, axis=0) / count)
+  std = std + jnp.maximum(eps / unit, jnp.finfo(z.dtype).tiny)
+  x = x / std[None, :] / jnp.sqrt(count - 1)
+  return ridge_logdet(x, jnp.asarray(eps, x.dtype), form=form)
 
 
 def spectral_entropy_loss(
@@ -94,7 +92,7 @@ def spectral_entropy_loss(
     eps: Ridge and floor of the standard deviation, > 0. May be traced.
     form: ``"primal"`` (d x d), ``"dual"`` (n x n) or ``"auto"`` (dual when n < d);
       equal up to rounding.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
+    where: Boolean ``[..., n]``.
 
   Returns:
     ``[...]``, float32 or wider. 0 with zero gradient for d < 2 or below two valid rows.
@@ -110,17 +108,14 @@ def spectral_entropy_loss(
     >>> print(f"{spectral_entropy_loss(jnp.zeros((16, 128))):.4f}")  # -log(1e-4)
     9.2103
   """
-  z, where = _check(z, where, eps)
+  _arrays.check_positive("eps", eps)
   _arrays.check_choice("form", form, FORMS)
 
   def one(z, where):
-    z = _arrays.drop_rows(_arrays.accumulate(z), where)
-    if z.shape[0] < 2 or z.shape[1] < 2:
-      return _arrays.nan_if_nan(z)
-    logdet, enough = _standardized_logdet(z, where, eps, form)
-    return jnp.where(enough, -logdet / z.shape[1], _arrays.nan_if_nan(z))
+    d = z.shape[1]
+    return -_correlation_logdet(z, where, eps, form) / d if d > 1 else 0.0 * z[0, 0]
 
-  return _arrays.over_batch(one, z, where)
+  return _arrays.estimate(one, z, where, min_rows=2)
 
 
 def mer_loss(
@@ -144,7 +139,7 @@ def mer_loss(
     gamma: As in ``marginal_entropy_loss``.
     eps: As in both terms.
     form: As in ``spectral_entropy_loss``.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
+    where: Boolean ``[..., n]``.
 
   Returns:
     ``[...]``. 0 with zero gradient below two valid rows.
@@ -163,3 +158,46 @@ def mer_loss(
   marginal = marginal_entropy_loss(z, gamma=gamma, eps=eps, where=where)
   spectral = spectral_entropy_loss(z, eps=eps, form=form, where=where)
   return marginal_weight * marginal + spectral_weight * spectral
+
+
+def logdet_entropy(
+  z: jax.Array, *, eps=1e-4, form: str = "auto", where: jax.Array | None = None
+) -> jax.Array:
+  r"""Gaussian entropy that belongs to the released MER-DG terms, in nats.
+
+  .. math:: H = \tfrac d2 \log 2\pi e + \sum_k \log \sqrt{\mathrm{var}_k + \epsilon}
+            + \tfrac12 \log\det C
+
+  with ``C`` of ``spectral_entropy_loss``: the split ``log det Sigma = 2 sum log sigma
+  + log det C``, with the epsilons of the two losses. Finite for any input.
+
+  Args:
+    z: Features ``[..., n, d]``, floating.
+    eps: As in ``mer_loss``.
+    form: As in ``spectral_entropy_loss``.
+    where: Boolean ``[..., n]``.
+
+  Returns:
+    Nats, ``[...]``; 0 below two valid rows.
+
+  Raises:
+    TypeError: If ``z`` is not floating.
+    ValueError: For a wrong shape, ``eps <= 0`` or an unknown form.
+
+  Example:
+    >>> print(f"{logdet_entropy(jnp.zeros((4, 2))):.4f}")  # log 2 pi e + 2 log 1e-4
+    -15.5828
+  """
+  _arrays.check_positive("eps", eps)
+  _arrays.check_choice("form", form, FORMS)
+
+  def one(z, where):
+    d = z.shape[1]
+    std, unit = _standard_deviation(z, where, eps)
+    value = 0.5 * d * math.log(2 * math.pi * math.e)
+    value = value + jnp.sum(jnp.log(std) + jnp.log(unit))
+    if d > 1:  # the released spectral term is 0 for one dimension
+      value = value + 0.5 * _correlation_logdet(z, where, eps, form)
+    return value
+
+  return _arrays.estimate(one, z, where, min_rows=2)

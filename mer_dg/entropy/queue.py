@@ -50,8 +50,8 @@ def fifo_push(
     where: Boolean ``[n]``; False rows are not pushed.
 
   Returns:
-    The new queue, same shapes. For use as ``reference=queue.rows,
-    reference_where=queue.where`` of ``kde_entropy``.
+    The new queue, same shapes. For use as ``memory=queue.rows,
+    memory_where=queue.where`` of ``kde_entropy``.
 
   Raises:
     TypeError: If ``z`` is not floating.

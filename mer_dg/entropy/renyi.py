@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
-from mer_dg.entropy import _arrays
-from mer_dg.entropy import bandwidth as _bandwidth
-from mer_dg.entropy import kde as _kde
+from mer_dg.entropy import _arrays, tiles
+from mer_dg.entropy.bandwidth import check_bandwidth
+from mer_dg.entropy.kde import scaled_rows
 from mer_dg.entropy.kernels import Kernel, get_kernel
 from mer_dg.entropy.pairwise import log_kernel_sums
 
@@ -24,8 +23,8 @@ def renyi_entropy(
   form: str = "kernel",
   kernel: str | Kernel = "gaussian",
   leave_one_out: bool = True,
-  block_size: int | None = None,
   bandwidth_gradient: bool = False,
+  dense: bool | None = None,
 ) -> jax.Array:
   r"""Renyi entropy of order alpha, in nats.
 
@@ -42,22 +41,22 @@ def renyi_entropy(
   ``form="matrix"``, a discrete entropy of the rows seen through the kernel, in
   [0, log n]: :math:`\tfrac1{1-\alpha}\log \mathrm{tr}(A^\alpha)` with
   :math:`A_{ij} = K(z_i - z_j) / (n K(0))`; alpha = 1 is the von Neumann entropy of A.
-  For alpha = 2 it is a mean over pairs, computed in tiles. Any other order needs the
-  eigenvalues of A, hence n x n memory and n^3 time: these kernels have infinitely many
-  features, so there is no smaller dual matrix (``von_neumann_entropy`` is that dual for
-  the linear kernel).
+  For alpha = 2 it is a mean over pairs. Any other order needs the eigenvalues of A,
+  hence n x n memory and n^3 time: these kernels have infinitely many features, so there
+  is no smaller dual matrix (``von_neumann_entropy`` is that dual for the linear
+  kernel).
 
   Args:
     z: Samples ``[..., n, d]``, floating.
     alpha: Order, > 0; a Python number (static: it chooses the formula).
     bandwidth: As in ``kde_entropy``.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
+    where: Boolean ``[..., n]``.
     form: ``"kernel"`` or ``"matrix"``.
-    kernel: As in ``kde_entropy``; the matrix form is defined for ``"gaussian"``,
-      ``"laplace"`` and ``"vmf"`` (positive definite).
+    kernel: As in ``kde_entropy``; the matrix form is defined for ``"gaussian"`` and
+      ``"vmf"``.
     leave_one_out: Leave pairs (i, i) out (``form="kernel"`` only).
-    block_size: As in ``kde_entropy``.
     bandwidth_gradient: As in ``kde_entropy``.
+    dense: As in ``kde_entropy``.
 
   Returns:
     Nats, ``[...]``. 0 below two valid rows (left out) or no valid row.
@@ -75,76 +74,59 @@ def renyi_entropy(
     >>> print(f"{renyi_entropy(z, bandwidth=1.0):.4f}")
     2.9189
   """
-  z = _arrays.check_samples("z", z)
-  where = _arrays.check_where(where, z)
   kernel = get_kernel(kernel)
   _arrays.check_choice("form", form, FORMS)
   if isinstance(alpha, jax.core.Tracer) or not float(alpha) > 0:
     raise ValueError(f"alpha must be a static number > 0, got {alpha}.")
-  _bandwidth.check_bandwidth(bandwidth, z.shape[-1])
-  _kde._check_sphere_bandwidth(kernel, bandwidth)
-  _arrays.check_block_size(block_size)
+  check_bandwidth(bandwidth)
   if form == "matrix":
-    _arrays.check_choice("kernel", kernel.name, ("gaussian", "laplace", "vmf"))
+    _arrays.check_choice("kernel", kernel.name, ("gaussian", "vmf"))
 
   def one(z, where):
-    z = _kde._prepare(z, where, kernel)
-    v = _arrays.row_weights(z, where)
-    center = _arrays.robust_center(z, where)
-    h = _bandwidth.resolve_bandwidth(
-      bandwidth, z, v, center=center, gradient=bandwidth_gradient
+    u, _, log_normalizer = scaled_rows(
+      z, where, bandwidth, kernel, gradient=bandwidth_gradient
     )
-    count = jnp.sum(v)
-    poison = lax.stop_gradient(_arrays.nan_if_nan(z))
     if form == "matrix":
-      value = _matrix(z, v, h, alpha, kernel, center, block_size)
-      return jnp.where(count >= 1, value, 0) + poison
-    log_p = _kde._log_density(
-      z,
-      z,
-      v,
-      h,
-      kernel=kernel,
-      center=center,
-      self_offset=0 if leave_one_out else None,
-      block_size=block_size,
+      return _matrix(u, where, alpha, kernel, dense)
+    ell = log_kernel_sums(
+      u, where, kernel=kernel, leave_one_out=leave_one_out, dense=dense
     )
-    enough = count >= (2 if leave_one_out else 1)
-    safe_count = jnp.where(count > 0, count, 1)
+    seen = _arrays.row_count(z, where) - leave_one_out
+    ell = jnp.where(seen > 0, ell, 0)
+    log_scale = log_normalizer - jnp.log(jnp.maximum(seen, 1))
     if alpha == 1:
-      value = -jnp.sum(jnp.where(v > 0, log_p, 0)) / safe_count
-    else:
-      powered = jnp.where(v > 0, (alpha - 1) * log_p, -jnp.inf)
-      powered = jnp.where(enough, powered, 0)
-      value = (jax.nn.logsumexp(powered) - jnp.log(safe_count)) / (1 - alpha)
-    return jnp.where(enough, value, 0) + poison
+      return -_arrays.row_mean(ell, where) - log_scale
+    return _log_mean_exp((alpha - 1) * ell, where) / (1 - alpha) - log_scale
 
-  return _arrays.over_batch(one, z, where)
+  least = 2 if leave_one_out and form == "kernel" else 1
+  return _arrays.estimate(one, z, where, min_rows=least)
 
 
-def _matrix(z, v, h, alpha, kernel: Kernel, center, block_size):
-  d = z.shape[1]
-  scale = 1 / (h if h.ndim == 0 else h[None, :])
-  u = jnp.where((v > 0)[:, None], (z - center[None, :]) * scale, 0)
+def _log_mean_exp(x, where):
+  """Over valid entries; some finite number where there is none."""
+  count = _arrays.row_count(x, where)
+  if where is not None:
+    x = jnp.where(where | (count == 0), x, -jnp.inf)
+  return jax.nn.logsumexp(x) - jnp.log(jnp.maximum(count, 1))
+
+
+def _matrix(u, where, alpha, kernel: Kernel, dense):
   if alpha == 2:
     # tr(A^2) is a mean over pairs of the squared kernel, which is the kernel again,
     # narrower: no matrix is needed.
-    u = u * (2 if kernel.name == "laplace" else 2**0.5)
     ell = log_kernel_sums(
-      u, u, _arrays.safe_log(v), kernel=kernel, block_size=block_size
+      2**0.5 * u, where, kernel=kernel, leave_one_out=False, dense=dense
     )
-    ell = jnp.where(v > 0, ell, -jnp.inf)
-    some = jnp.any(v > 0)
-    mean_log = jax.nn.logsumexp(jnp.where(some, ell, 0))
-    return 2 * jnp.log(jnp.maximum(jnp.sum(v), 1)) - mean_log
+    ell = jnp.where(_arrays.row_count(u, where) > 0, ell, 0)
+    log_n = jnp.log(jnp.maximum(_arrays.row_count(u, where), 1))
+    return log_n - _log_mean_exp(ell, where)
   norm = jnp.sum(u**2, axis=1)
-  gram = jnp.matmul(u, u.T, precision=lax.Precision.HIGHEST)
-  sq = jnp.maximum(norm[:, None] + norm[None, :] - 2 * gram, 0)
-  sq = jnp.where(jnp.eye(z.shape[0], dtype=bool), 0, sq)
-  a = jnp.exp(kernel.log_profile(sq, d)) * v[:, None] * v[None, :]
-  a = a / jnp.maximum(jnp.sum(v), 1)
-  eigenvalues = jnp.linalg.eigvalsh(a)
-  return spectrum_entropy(eigenvalues, alpha)
+  sq = jnp.maximum(norm[:, None] + norm[None, :] - 2 * tiles.dot(u, u.T), 0)
+  sq = jnp.where(jnp.eye(len(u), dtype=bool), 0, sq)
+  a = jnp.exp(-0.5 * sq) / jnp.maximum(_arrays.row_count(u, where), 1)
+  if where is not None:
+    a = jnp.where(where[:, None] & where[None, :], a, 0)
+  return spectrum_entropy(jnp.linalg.eigvalsh(a), alpha)
 
 
 def spectrum_entropy(eigenvalues: jax.Array, alpha=1.0) -> jax.Array:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from mer_dg.entropy import _arrays
-from mer_dg.entropy.gaussian import centered_rows
 from mer_dg.entropy.renyi import spectrum_entropy
 
 
 def _normalized_spectrum(z, where, center, power):
   """Singular values to ``power``, scaled to sum to one (all 0 for a zero matrix)."""
-  z = _arrays.drop_rows(_arrays.accumulate(z), where)
   if center:
-    z, _ = centered_rows(z, where)
-  peak = jnp.max(jnp.abs(z))
-  z = z / lax.stop_gradient(jnp.where(peak > 0, peak, 1))
+    z = _arrays.center_rows(z, where)[0]
+  z = z / _arrays.power_of_two(jnp.max(jnp.abs(z)))
   values = jnp.linalg.svd(z, compute_uv=False) ** power
   total = jnp.sum(values)
-  values = values / jnp.where(total > 0, total, 1)
-  return values + lax.stop_gradient(_arrays.nan_if_nan(z))
+  return values / jnp.where(total > 0, total, 1)
 
 
 def effective_rank(
@@ -31,7 +26,7 @@ def effective_rank(
 
   Args:
     z: Embeddings ``[..., n, d]``, floating.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
+    where: Boolean ``[..., n]``.
     center: Subtract the mean row first (RankMe does not).
 
   Returns:
@@ -48,13 +43,11 @@ def effective_rank(
     >>> print(f"{effective_rank(jnp.eye(4)):.4f}")
     4.0000
   """
-  z = _arrays.check_samples("z", z)
-  where = _arrays.check_where(where, z)
 
   def one(z, where):
     return jnp.exp(spectrum_entropy(_normalized_spectrum(z, where, center, 1)))
 
-  return _arrays.over_batch(one, z, where)
+  return _arrays.estimate(one, z, where, min_rows=0)
 
 
 def von_neumann_entropy(
@@ -64,7 +57,7 @@ def von_neumann_entropy(
 
   Args:
     z: Embeddings ``[..., n, d]``, floating.
-    where: Boolean ``[..., n]``. Rows split over devices: ``gather_rows`` first.
+    where: Boolean ``[..., n]``.
     center: Subtract the mean row first (then it is that of the covariance).
 
   Returns:
@@ -81,10 +74,8 @@ def von_neumann_entropy(
     >>> print(f"{von_neumann_entropy(jnp.eye(4)):.4f}")  # log 4
     1.3863
   """
-  z = _arrays.check_samples("z", z)
-  where = _arrays.check_where(where, z)
 
   def one(z, where):
     return spectrum_entropy(_normalized_spectrum(z, where, center, 2))
 
-  return _arrays.over_batch(one, z, where)
+  return _arrays.estimate(one, z, where, min_rows=0)

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mer_dg import entropy
@@ -398,15 +397,16 @@ def name_sources(
 
 
 def inspect_embeddings(embeddings, present) -> dict[str, Any]:
-  """Entropy (kernel, unit sphere, nats) and effective rank of each modality."""
+  """Per modality: entropy on the unit sphere, its gap to uniform, effective rank."""
   metrics = {}
   # One run after another: batched LAPACK calls are suspect, see the grid's docstring.
   rank = jax.custom_batching.sequential_vmap(
     lambda z, where: entropy.effective_rank(z, where=where)
   )
   for m, z in embeddings.items():
-    square = jnp.sum(z * z, axis=-1, keepdims=True)
-    unit = z / jnp.sqrt(jnp.maximum(square, 1e-12))
-    metrics[f"entropy/{m}"] = entropy.kde_entropy(unit, bandwidth=0.5, where=present[m])
+    here, unit = present[m], entropy.unit_sphere(z)
+    metrics[f"entropy/{m}"] = entropy.kde_entropy(unit, bandwidth=0.5, where=here)
+    on_sphere = entropy.sphere_entropy(unit, bandwidth=0.5, where=here)
+    metrics[f"entropy_gap/{m}"] = on_sphere["gap"]
     metrics[f"effective_rank/{m}"] = rank(z, present[m])
   return metrics

@@ -147,7 +147,7 @@ def _measure(z, label, fit, test, *, num_classes: int) -> dict[str, jax.Array]:
   probed = domain_probe(z, domain, fit, test, num_domains=2)
   found = {"domain_accuracy": probed["balanced_accuracy"]}
   found |= {k: similar[k][0, 1] for k in ("cka", "cka_debiased", "procrustes")}
-  unit = z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-6)
+  unit = entropy.unit_sphere(z)
   for side, part in (("val", slice(0, half)), ("target", slice(half, None))):
     rank = entropy.effective_rank(z[part], where=where[part])
     found[f"effective_rank/{side}"] = rank
@@ -155,7 +155,11 @@ def _measure(z, label, fit, test, *, num_classes: int) -> dict[str, jax.Array]:
       # The bandwidth of the entropy that every evaluation records.
       options: dict[str, Any] = {"bandwidth": 0.5} if name == "kde" else {}
       nats = entropy.entropy_regularizer(
-        {"z": unit[part]}, estimator=name, where=where[part], **options
+        {"z": unit[part]},
+        estimator=name,
+        normalize="none",
+        where=where[part],
+        **options,
       )[1]
       found[f"entropy_{name}/{side}"] = nats["z"]
   return found

@@ -30,7 +30,7 @@ def make(task, options):
   def one_modality(z, where, hyper):
     """Loss and nats over the rows in ``where``."""
     value, nats = entropy.entropy_regularizer(
-      {"z": z}, estimator=estimator, where={"z": where},
+      {"z": z}, estimator=estimator, normalize="none", where={"z": where},
       **{k: hyper[k] for k in _NUMBERS[estimator]},
     )  # fmt: skip
     return value, nats["z"]

@@ -1,11 +1,41 @@
-"""Slow, obvious versions of the estimators, and a way to call ours compiled."""
+"""Float64 that compiles quickly, random rows, and every estimator by name."""
 
 import contextlib
-import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from mer_dg import entropy
+
+ALL = {
+  "kde": entropy.kde_entropy,
+  "kde_fixed": lambda z, **k: entropy.kde_entropy(z, bandwidth=0.7, **k),
+  "kde_median": lambda z, **k: entropy.kde_entropy(
+    z, bandwidth="median", bandwidth_gradient=True, **k
+  ),
+  "kde_tiled": lambda z, **k: entropy.kde_entropy(z, dense=False, **k),
+  "kde_student": lambda z, **k: entropy.kde_entropy(z, kernel="student-t", **k),
+  "kde_vmf": lambda z, **k: entropy.kde_entropy(z, kernel="vmf", bandwidth=0.5, **k),
+  "vmf_median": lambda z, **k: entropy.sphere_entropy(z, **k)["entropy"],
+  "bounds": lambda z, **k: sum(entropy.mixture_entropy_bounds(z, bandwidth=1.0, **k)),
+  "gaussian": entropy.gaussian_entropy,
+  "gaussian_shrunk": lambda z, **k: entropy.gaussian_entropy(z, shrinkage=0.2, **k),
+  "knn": entropy.knn_entropy,
+  "renyi": entropy.renyi_entropy,
+  "renyi_matrix": lambda z, **k: entropy.renyi_entropy(
+    z, alpha=1.5, form="matrix", **k
+  ),
+  "renyi_matrix_2": lambda z, **k: entropy.renyi_entropy(z, form="matrix", **k),
+  "spacing": entropy.marginal_entropy,
+  "marginal_kde": lambda z, **k: entropy.marginal_entropy(z, estimator="kde", **k),
+  "marginal_gaussian": lambda z, **k: entropy.marginal_entropy(
+    z, estimator="gaussian", **k
+  ),
+  "mer": entropy.mer_loss,
+  "logdet": entropy.logdet_entropy,
+  "effective_rank": entropy.effective_rank,
+  "von_neumann": entropy.von_neumann_entropy,
+}
 
 
 @contextlib.contextmanager
@@ -23,50 +53,3 @@ def float64():
 
 def normal(seed, *shape, dtype=np.float64):
   return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-class Compiled:
-  """The functions of a module, each call compiled as one program.
-
-  Arrays are traced, everything else is static. Operation by operation, one gradient
-  compiles dozens of tiny programs, which is most of the time of a test.
-  """
-
-  def __init__(self, module):
-    self._module = module
-
-  def __getattr__(self, name):
-    fn = getattr(self._module, name)
-
-    def call(*args, **kw):
-      leaves, tree = jax.tree.flatten((args, kw), is_leaf=lambda x: x is None)
-      traced = tuple(isinstance(x, (np.ndarray, jax.Array)) for x in leaves)
-      static = tuple(
-        None if t else (type(x), x) for t, x in zip(traced, leaves, strict=True)
-      )
-      arrays = [x for t, x in zip(traced, leaves, strict=True) if t]
-      return _compiled(fn, tree, static)(*arrays)
-
-    return call
-
-
-@functools.cache
-def _compiled(fn, tree, static):
-  @jax.jit
-  def run(*arrays):
-    arrays = iter(arrays)
-    leaves = [next(arrays) if s is None else s[1] for s in static]
-    args, kw = jax.tree.unflatten(tree, leaves)
-    return fn(*args, **kw)
-
-  return run
-
-
-def naive_log_density(q, r, weights, log_kernel, self_pairs=False):
-  """log sum_j w_j K(q_i - r_j) / sum_j w_j by differences, one pair at a time."""
-  diff = q[:, None, :] - r[None, :, :]
-  w = jnp.broadcast_to(weights[None, :], diff.shape[:2])
-  if self_pairs:
-    w = w * (1 - jnp.eye(q.shape[0]))
-  k = jnp.exp(log_kernel(diff))
-  return jnp.log(jnp.sum(w * k, 1)) - jnp.log(jnp.sum(w, 1))

@@ -19,124 +19,48 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from mer_dg import entropy
+from mer_dg.entropy import tiles
+from tests.entropy._helpers import ALL
 
 jax.config.update("jax_enable_x64", True)
 N, D = 64, 6
-
-KDE = {  # with axis_name: rows are gathered, pairs are split
-  "kde": {},
-  "kde tiled": {"block_size": 3},
-  "kde student-t": {"kernel": "student-t"},
-  "kde student-t tiled": {"kernel": "student-t", "block_size": 3},
-  "kde vmf": {"kernel": "vmf", "bandwidth": 0.5},
-}
-OTHERS = {  # of gathered rows, on every member
-  "bounds": lambda z, where: sum(
-    entropy.mixture_entropy_bounds(z, where=where, bandwidth=1.0)
-  ),
-  "log_density": lambda z, where: jnp.mean(
-    entropy.kde_log_density(z, z, where=where, bandwidth=1.0)
-  ),
-  "gaussian": entropy.gaussian_entropy,
-  "knn": entropy.knn_entropy,
-  "renyi": entropy.renyi_entropy,
-  "renyi matrix": lambda z, where: entropy.renyi_entropy(
-    z, where=where, form="matrix", alpha=1.5
-  ),
-  "marginal": entropy.marginal_entropy,
-  "marginal isj": lambda z, where: entropy.marginal_entropy(
-    z, where=where, estimator="kde", bandwidth="isj"
-  ),
-  "spectral loss": entropy.spectral_entropy_loss,
-  "marginal loss": entropy.marginal_entropy_loss,
-  "mer": entropy.mer_loss,
-  "logdet": entropy.logdet_entropy,
-  "effective_rank": entropy.effective_rank,
-  "von_neumann": entropy.von_neumann_entropy,
-}
-REGULARIZERS = ("kde", "logdet", "gaussian")
+tiles.TILE = 16
+NAMES = ("kde", "kde_tiled", "vmf_median", "gaussian", "knn", "spacing", "mer")
 
 
-def global_kde(options):
-  return lambda z, where: entropy.kde_entropy(z, where=where, **options)
-
-
-def local_kde(options):
-  return lambda z, where: entropy.kde_entropy(
-    z, where=where, axis_name="data", **options
-  )
-
-
-def local(f):
-  def value(z, where):
-    z, where = entropy.gather_rows(z, where, axis_name="data")
-    return jax.lax.pmean(f(z, where=where), "data")
-
-  return value
-
-
-def regularizer(estimator, axis_name=None):
-  return lambda z, where: entropy.entropy_regularizer(
-    {"a": z}, estimator=estimator, where=where, axis_name=axis_name
-  )[0]
-
-
-GLOBAL = {
-  **{name: global_kde(options) for name, options in KDE.items()},
-  **{name: lambda z, w, f=f: f(z, where=w) for name, f in OTHERS.items()},
-  **{f"regularizer {e}": regularizer(e) for e in REGULARIZERS},
-}
-LOCAL = {
-  **{name: local_kde(options) for name, options in KDE.items()},
-  **{name: local(f) for name, f in OTHERS.items()},
-  **{f"regularizer {e}": regularizer(e, "data") for e in REGULARIZERS},
-}
-
-
-def everything(functions):
+def everything(z, where):
   """One program: ``{name: (value, gradient)}``."""
-  both = {name: jax.value_and_grad(f) for name, f in functions.items()}
-  return jax.jit(lambda z, where: {name: f(z, where) for name, f in both.items()})
+  return {n: jax.value_and_grad(ALL[n])(z, where=where) for n in NAMES}
 
 
-def check(name, got, want, tol=1e-10):
-  error = max(
-    float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-  )
-  print(f"{'ok' if error < tol else 'FAIL'} {name} {error:.2e}", flush=True)
+def check(kind, got, want, tol=1e-10):
+  for name in NAMES:
+    error = max(
+      float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
+      for a, b in zip(
+        jax.tree.leaves(got[name]), jax.tree.leaves(want[name]), strict=True
+      )
+    )
+    print(f"{'ok' if error < tol else 'FAIL'} {kind} {name} {error:.2e}", flush=True)
 
 
 def main():
   assert jax.device_count() == 8
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-  z = jax.random.normal(jax.random.key(0), (N, D), dtype=jnp.float64)
-  where = jnp.arange(N) % 5 != 0
+  z = jax.random.normal(jax.random.key(0), (8, N, D), dtype=jnp.float64)
+  where = jnp.arange(N)[None, :] % jnp.arange(2, 10)[:, None] != 0
   split = lambda x: jax.device_put(x, NamedSharding(mesh, P("data")))
-  want = everything(GLOBAL)(z, where)
+  want = jax.jit(jax.vmap(everything))(z, where)
 
-  # 1. jit over sharded rows: the compiler splits the work, nothing to write.
-  got = everything(GLOBAL)(split(z), split(where))
-  for name in GLOBAL:
-    check(f"jit {name}", got[name], want[name])
+  # 1. Rows of one batch over the devices: the compiler splits the work.
+  got = jax.jit(everything)(split(z[3]), split(where[3]))
+  check("rows", got, jax.tree.map(lambda x: x[3], want))
 
-  # 2. shard_map: the same value on every shard, gradient from outside ...
-  spec = (P("data"), P("data"))
-  outside = {
-    name: jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=P())
-    for name, f in LOCAL.items()
-  }
-  got = everything(outside)(split(z), split(where))
-  for name in LOCAL:
-    check(f"shard_map {name}", got[name], want[name])
-
-  # 3. ... and from inside (the data-parallel idiom), of the local rows.
-  grads = lambda z, w: {n: jax.grad(f)(z, w) for n, f in LOCAL.items()}
-  inside = jax.shard_map(grads, mesh=mesh, in_specs=spec, out_specs=P("data"))
-  got = jax.jit(inside)(split(z), split(where))
-  for name in LOCAL:
-    check(f"inside {name}", got[name], want[name][1])
+  # 2. Runs over the devices, as training does: each computes its own.
+  runs = jax.shard_map(
+    jax.vmap(everything), mesh=mesh, in_specs=P("data"), out_specs=P("data")
+  )
+  check("runs", jax.jit(runs)(split(z), split(where)), want)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_global_value_and_gradient_on_eight_devices():
+def test_value_and_gradient_on_eight_devices():
   # A hung collective ignores SIGTERM, hence -k.
   script = pathlib.Path(__file__).with_name("sharded_check.py")
   run = subprocess.run(
@@ -19,5 +19,5 @@ def test_global_value_and_gradient_on_eight_devices():
   )
   assert run.returncode == 0, run.stdout + run.stderr
   lines = run.stdout.splitlines()
-  assert len(lines) == 3 * 22  # three ways, 22 estimators
+  assert len(lines) == 2 * 7  # two ways, 7 estimators
   assert all(line.startswith("ok ") for line in lines), run.stdout
