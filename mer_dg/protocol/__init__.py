@@ -29,6 +29,7 @@ from mer_dg.protocol.selection import (
   metric_value,
   select,
   setting,
+  single_sources,
   validation_score,
 )
 from mer_dg.protocol.statistics import (
@@ -37,7 +38,6 @@ from mer_dg.protocol.statistics import (
   Ranking,
   Scores,
   cliques,
-  collect_scores,
   hierarchical_interval,
   holm,
   mean_interval,
@@ -66,7 +66,6 @@ __all__ = [
   "best_trial",
   "check_comparable",
   "cliques",
-  "collect_scores",
   "file_name",
   "git_revision",
   "group_by",
@@ -86,6 +85,7 @@ __all__ = [
   "select_leave_one_source_out",
   "setting",
   "sign_flip_p_value",
+  "single_sources",
   "stable_hash",
   "summarize",
   "validation_score",

@@ -16,15 +16,12 @@ Two questions, two answers, and they may disagree:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 import scipy.stats
-
-from mer_dg.protocol.selection import metric_value, single_sources
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -59,45 +56,6 @@ class Difference(Interval):
   """
 
   p: float
-
-
-def collect_scores(
-  selected: Iterable[Mapping[str, Any]], name: str
-) -> dict[str, dict[str, dict[Hashable, float]]]:
-  """Arranges selected records by method, target and unit.
-
-  Args:
-    selected: One record per run (`select`, then `best_trial` after a search).
-    name: Full metric name, e.g. ``target/accuracy``.
-
-  Returns:
-    ``{method: {target: {(seed, split_seed): value}}}``, in order of appearance; where
-    targets have several single sources, units are ``(seed, split_seed, source)``.
-
-  Raises:
-    ValueError: If two records claim the same place, or one has no such metric.
-
-  Example:
-    >>> row = dict(method="erm", target="t", seed=0, split_seed=1, run_id="r", step=5)
-    >>> collect_scores([row | {"metrics": {"target/accuracy": 0.5}}], "target/accuracy")
-    {'erm': {'t': {(0, 1): 0.5}}}
-  """
-  selected = list(selected)
-  out: dict[str, dict[str, dict[Hashable, float]]] = {}
-  pairs = single_sources(selected)
-  for record in selected:
-    cell = out.setdefault(record["method"], {}).setdefault(record["target"], {})
-    unit = (record["seed"], record["split_seed"])
-    if pairs:
-      unit = (*unit, *record["sources"])
-    if unit in cell:
-      raise ValueError(
-        f"two runs of method {record['method']!r}, target {record['target']!r}, "
-        f"(seed, split_seed) {unit}: select() one evaluation per run and, after a "
-        "search, best_trial() before a table is made."
-      )
-    cell[unit] = metric_value(record, name)
-  return out
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

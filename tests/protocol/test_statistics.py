@@ -105,12 +105,6 @@ def test_paired_difference_pairs_by_target_and_unit():
   assert protocol.paired_difference({"c": {0: 1.0}}, erm) is None
 
 
-def test_collect_scores_refuses_two_runs_for_one_place():
-  row = {"method": "m", "target": "t", "seed": 0, "split_seed": 0, "metrics": {"x": 1}}
-  with pytest.raises(ValueError, match=r"two runs of method 'm'.*best_trial"):
-    protocol.collect_scores([row, row], "x")
-
-
 def test_holm_by_hand_and_with_nan():
   # Holm 1979: sorted .005 .01 .03 .04, times 4 3 2 1, made monotone.
   actual = protocol.holm([0.01, 0.04, math.nan, 0.03, 0.005])

@@ -17,8 +17,7 @@ import pathlib
 import pytest
 
 from mer_dg import protocol, reporting
-from mer_dg.reporting import embeddings, plots, reliance
-from mer_dg.reporting.plots import curves
+from mer_dg.reporting import extras
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
@@ -75,47 +74,63 @@ def test_tables_of_every_rule(records, expected):
 
 def test_ranks(records, expected):
   table = reporting.build_table(records, reference="erm")
-  found = protocol.rank_methods({row.method: row.values for row in table.rows})
+  found = protocol.rank_methods(table.scores)
   wanted = {"ranks": found.ranks, "cd": found.critical_difference, "p": found.p}
   same(wanted, expected["ranks"])
 
 
-def test_stress(records, expected):
-  found = reporting.missing_modality(records)
-  cells = {m: {c: interval(i) for c, i in v.items()} for m, v in found.methods.items()}
-  same({"rule": found.rule, "cells": cells}, expected["missing"])
-  found = reporting.corrupted(records)
+@pytest.fixture(scope="module")
+def frames(records):
+  chosen = {rule: reporting.choose(records, rule) for rule in ("source_val", "last")}
+  return {rule: reporting.to_frame(rows) for rule, rows in chosen.items()}
+
+
+def by_method(lines):
+  """``{method: {line: interval}}`` as the file has it."""
+  methods = dict.fromkeys(m for cells in lines.values() for m in cells)
+  return {m: {k: interval(v[m]) for k, v in lines.items()} for m in methods}
+
+
+def test_missing_and_corrupted(frames, expected):
+  found, rule = extras.missing(frames, "accuracy", "source_val")
+  same({"rule": rule, "cells": by_method(found)}, expected["missing"])
+  found, rule = extras.corrupted(frames, "accuracy", "source_val")
   cells = {
-    "/".join(key): {
+    key.replace(": ", "/"): {
       m: {s: interval(i) for s, i in curve.items()} for m, curve in panel.items()
     }
-    for key, panel in found.panels.items()
+    for key, panel in found.items()
   }
-  same({"rule": found.rule, "cells": cells}, expected["corrupted"])
-  found = reporting.reliability(records).methods
-  same(
-    {m: [[b.share, b.confidence, b.accuracy] for b in v] for m, v in found.items()},
-    expected["reliability"],
-  )
-  found = reliance.reliance(records).methods
-  same({m: [*map(interval, v)] for m, v in found.items()}, expected["reliance"])
+  same({"rule": rule, "cells": cells}, expected["corrupted"])
 
 
-def test_inside_and_curves(records, expected):
-  found = embeddings.representation(records)
+def test_reliability_and_reliance(frames, expected):
+  found = extras.reliability(frames["source_val"])
+  assert found.keys() == expected["reliability"].keys()
+  for m, bins in found.items():
+    filled = [b for b in expected["reliability"][m] if b[0]]
+    same(bins.to_numpy().tolist(), filled, m)
+  found = extras.reliance(frames["source_val"], "accuracy")
+  parts = {m: [interval(v) for v in own.values()] for m, own in found.items()}
+  same(parts, expected["reliance"])
+
+
+def test_inside(frames, expected):
+  found, rule = extras.inside(frames, "source_val")
+  cells = {}
+  for modality, lines in found.items():
+    for name, methods in lines.items():
+      for m, sides in methods.items():
+        own = cells.setdefault(f"{m}/{modality}", {})
+        own |= {f"{name}/{k}".rstrip("/"): interval(v) for k, v in sides.items()}
+  wanted = expected["inside"]
+  same({"rule": rule, "names": list(found["m0"]), "cells": cells}, wanted)
+
+
+def test_curves(records, expected):
+  found = extras.curves(reporting.to_frame(records), "accuracy")
   cells = {
-    "/".join(k): {n: interval(i) for n, i in v.items()} for k, v in found.cells.items()
+    title: {m: [[s, *interval(v)] for s, v in c.items()] for m, c in curves.items()}
+    for (title, _), curves in found.items()
   }
-  same(
-    {"rule": found.rule, "names": list(found.names), "cells": cells},
-    expected["inside"],
-  )
-  methods = list(expected["reliance"])
-  of = lambda m: [r for r in records if r["method"] == m]
-  same(
-    {
-      panel.title: {m: curves._curve(of(m), panel.name).tolist() for m in methods}
-      for panel in plots.curve_panels(records)
-    },
-    expected["curves"],
-  )
+  same(cells, expected["curves"])
