@@ -14,7 +14,6 @@ import re
 from typing import Any, NamedTuple
 
 import jinja2
-import markupsafe
 from matplotlib.figure import Figure
 
 from mer_dg import protocol
@@ -120,8 +119,7 @@ def write_report(
     files.append(file)
     svg = figures.to_bytes(figure, "svg")
     write_atomic(folder / file, svg)
-    inline = figures.inline(svg, f"f{len(files)}", label)
-    return Drawn(file, label, markupsafe.Markup(inline))
+    return Drawn(file, label, figures.inline(svg, f"f{len(files)}", label))
 
   shown: dict[str, Any] = {
     "name": heads[0].name if not several else ", ".join({t.dataset: 0 for t in heads}),
