@@ -39,7 +39,7 @@ FUSIONS = {
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
-  parser.add_argument("--out", type=pathlib.Path, help="Folder for mm_study.{png,svg}.")
+  parser.add_argument("--out", type=pathlib.Path, help="Folder for mm_study.png.")
   arguments = parser.parse_args()
   studies: dict[str, dict[str, dict]] = {}
   for folder in arguments.workdirs:
@@ -52,7 +52,7 @@ def main() -> None:
     _print_differences(by_fusion)
   if arguments.out:
     arguments.out.mkdir(parents=True, exist_ok=True)
-    save_figure(_figure(studies), arguments.out / "mm_study")
+    save_figure(_figure(studies), arguments.out / "mm_study", ("png",))
 
 
 def _read(folder: pathlib.Path) -> dict:
