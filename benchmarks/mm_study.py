@@ -25,8 +25,16 @@ import numpy as np
 
 from mer_dg import protocol
 from mer_dg.protocol import read_records
-from mer_dg.reporting import build_table, missing_modality, pipe_table, save_figure
-from mer_dg.reporting.frame import choose, pick, scores, to_frame
+from mer_dg.reporting import (
+  build_table,
+  choose,
+  pick,
+  pipe_table,
+  save_figure,
+  scores,
+  to_frame,
+)
+from mer_dg.reporting.extras import missing
 
 # Marker and colour (Okabe and Ito) of each fusion.
 FUSIONS = {
@@ -64,17 +72,18 @@ def _read(folder: pathlib.Path) -> dict:
   probes: dict[tuple[str, str], list[float]] = {}
   for row in map(json.loads, lines):
     probes.setdefault((row["training"], row["probed"]), []).append(row["target"])
+  frames = {r: to_frame(choose(records, r, metric=metric))
+            for r in ("source_val", "last")}  # fmt: skip
   return {
     "table": table,
     "probes": {k: float(np.mean(v)) for k, v in probes.items()},
-    "missing": missing_modality(records, metric=metric),
-    "lost": _differences_without(records, metric, table),
+    "missing": missing(frames, metric, "source_val")[0],
+    "lost": _differences_without(frames["source_val"], metric, table),
   }
 
 
-def _differences_without(records, metric: str, table) -> dict:
+def _differences_without(chosen, metric: str, table) -> dict:
   """Paired difference to ERM with one modality taken away, by (method, modality)."""
-  chosen = to_frame(choose(records, metric=metric))
   found = {}
   for m in table.modalities:
     of = scores(pick(chosen, metric, condition=f"without_{m}"))
@@ -98,8 +107,8 @@ def _print(by_fusion: dict[str, dict]) -> None:
       cells.append(f"{_percent(row.mean.mean)} ± {_percent(_half(row.mean))}")
       cells.append(_interval(gain, row.p_holm) if gain else "–")
       cells += [_percent(study["probes"][row.method, m]) for m in names]
-      missing = study["missing"]
-      cells += [_percent(missing[f"without {m}"][row.method].mean) for m in names]
+      taken = [study["missing"][f"without {m}"] for m in names]
+      cells += [_percent(cells_of[row.method].mean) for cells_of in taken]
       body.append(cells)
     alone = [_percent(study["probes"]["alone", m]) for m in names]
     blank = ["–"] * 3 + alone + ["–"] * len(names)

@@ -1,6 +1,5 @@
 """Records to one long frame, and from it tables, figures and one page; no jax."""
 
-from mer_dg.reporting.extras import missing_modality
 from mer_dg.reporting.figures import save_figure
 from mer_dg.reporting.frame import choose, pick, scores, to_frame
 from mer_dg.reporting.names import pipe_table
@@ -12,7 +11,6 @@ __all__ = [
   "Table",
   "build_table",
   "choose",
-  "missing_modality",
   "pick",
   "pipe_table",
   "save_figure",

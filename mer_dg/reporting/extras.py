@@ -7,12 +7,12 @@ the last evaluations have (those that ``--mode=diagnose`` examines) is read ther
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from mer_dg.protocol import AnyRecord, Interval
+from mer_dg.protocol import Interval
 from mer_dg.reporting import frame, names
 
 # A missing modality is declared missing, or gets the mean embedding in its place.
@@ -75,25 +75,6 @@ def missing(
   methods = {method for cells in found.values() for method in cells}
   whole = rows[(rows["condition"] == "") & rows["method"].isin(methods)]
   return ({"all present": frame.intervals(whole), **found} if found else {}), rule
-
-
-def missing_modality(
-  records: Iterable[AnyRecord], *, metric: str = "accuracy", rule: str = "source_val"
-) -> dict[str, dict[str, Interval]]:
-  """`missing` of records.
-
-  Example:
-    >>> run = dict(run_id="r", method="erm", dataset="d", modalities=["a", "b"],
-    ...   target="t", seed=0, split_seed=0, step=1, hyper={}, trials=1, sources=["s"])
-    >>> metrics = {"val/accuracy": 0.9, "target/accuracy": 0.5,
-    ...            "target/without_b/accuracy": 0.2}
-    >>> found = missing_modality([run | {"metrics": metrics}])
-    >>> {condition: cells["erm"].mean for condition, cells in found.items()}
-    {'all present': 0.5, 'without b': 0.2}
-  """
-  records = frame.name_settings(records)
-  chosen = {r: frame.choose(records, r, metric=metric) for r in (rule, "last")}
-  return missing({r: frame.to_frame(c) for r, c in chosen.items()}, metric, rule)[0]
 
 
 def corrupted(frames: Frames, metric: str, rule: str) -> tuple[dict[str, Curves], str]:

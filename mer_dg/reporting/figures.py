@@ -105,9 +105,9 @@ def interval_plot(
     looks: Of the methods, in their order.
     metric: Says what is possible; nothing is drawn outside of it.
     xlabel: Of the axis.
-    difference: Whether these are differences, with a rule at 0.
-    runs: Values of single runs.
-    beside: Values of an open mark, with a thin line to the filled one.
+    difference: Whether there is a rule at 0.
+    runs: Values of single runs, as dots.
+    beside: Open marks, with a thin line to the filled ones.
   """
   methods = [m for m in looks if any(m in cells for cells in lines.values())]
   k, factor, most = len(methods), names.scale(metric), names.largest(metric)

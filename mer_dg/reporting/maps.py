@@ -17,43 +17,25 @@ FILE = "embedding_maps.json"  # In the folder of the report.
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingMap:
-  """One modality of one network, seen from where its rows spread most.
+  """One modality of one network, seen from where its rows spread most."""
 
-  Attributes:
-    training: Name of the method, or "alone".
-    modality: Name.
-    points: ``[n, 2]``, first two principal components.
-    share: Their shares of the variance.
-    label: int ``[n]``.
-    domain: int ``[n]``.
-  """
-
-  training: str
+  training: str  # Name of the method, or "alone".
   modality: str
-  points: np.ndarray
-  share: tuple[float, float]
-  label: np.ndarray
-  domain: np.ndarray
+  points: np.ndarray  # [n, 2], first two principal components.
+  share: tuple[float, float]  # Of the variance, theirs.
+  label: np.ndarray  # int [n]
+  domain: np.ndarray  # int [n]
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingMaps:
-  """The maps of one task and seed, one per training and modality.
-
-  Attributes:
-    dataset: Its name.
-    target: Held-out domain.
-    seed: Of the networks.
-    class_names: By label.
-    domain_names: By domain.
-    maps: In order.
-  """
+  """The maps of one task and seed, one per training and modality."""
 
   dataset: str
-  target: str
+  target: str  # Held-out domain.
   seed: int
-  class_names: tuple[str, ...]
-  domain_names: tuple[str, ...]
+  class_names: tuple[str, ...]  # By label.
+  domain_names: tuple[str, ...]  # By domain.
   maps: tuple[EmbeddingMap, ...]
 
   def are_of(self, dataset: str, modalities: Iterable[str]) -> bool:

@@ -114,7 +114,7 @@ def write_report(
   files: list[str] = []
 
   def draw(stem: str, label: str, figure: Figure) -> Drawn:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).rstrip("-")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:100].rstrip("-")
     file = f"{stem}-{len(files)}.svg" if f"{stem}.svg" in files else f"{stem}.svg"
     files.append(file)
     svg = figures.to_bytes(figure, "svg")

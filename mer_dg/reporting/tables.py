@@ -19,31 +19,18 @@ Grid = tuple[list[str], list[list[str]]]  # Header and lines.
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One method.
-
-  Attributes:
-    method: Name.
-    source_val: ``val/<metric>`` over targets and seeds; ``None`` if not recorded.
-    source_vals: The same for each target, over seeds.
-    targets: ``{target: interval over seeds}``; targets without a run are absent.
-    mean: Over targets; ``None`` unless every target has a run.
-    differences: Paired difference to the reference, per target.
-    difference: The same over all targets; ``None`` without shared pairs on every one.
-    p_holm: Its p-value adjusted over the methods of the table; NaN if there is none.
-    trials: Largest number of hyperparameter settings tried for a target.
-    values: ``{target: {unit: value}}``, what everything is made of.
-  """
+  """One method; what is per target lacks the targets without a run."""
 
   method: str
-  source_val: Interval | None
-  source_vals: dict[str, Interval]
-  targets: dict[str, Interval]
-  mean: Interval | None
-  differences: dict[str, Difference]
-  difference: Difference | None
-  p_holm: float
-  trials: int
-  values: dict[str, dict[Any, float]]
+  source_val: Interval | None  # Over targets and seeds; None if not recorded.
+  source_vals: dict[str, Interval]  # Per target, over seeds.
+  targets: dict[str, Interval]  # Target score per target, over seeds.
+  mean: Interval | None  # Over targets; None unless every target has a run.
+  differences: dict[str, Difference]  # Paired, to the reference.
+  difference: Difference | None  # Over targets; None without pairs on every one.
+  p_holm: float  # Adjusted over the methods of the table; NaN if there is none.
+  trials: int  # Most hyperparameter settings tried for a target.
+  values: dict[str, dict[Any, float]]  # {target: {unit: value}}, what all is made of.
 
   @property
   def sure(self) -> bool:
@@ -55,33 +42,19 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Methods x targets for one dataset, metric and selection rule.
+  """Methods x targets for one dataset, metric and selection rule."""
 
-  Attributes:
-    metric: Name without split.
-    rule: Selection rule.
-    reference: Method of the paired differences, ``None`` for none.
-    dataset: Name.
-    data_version: Version.
-    modalities: Names, in the order of the config.
-    protocol: How domains were assigned, one of `protocol.PROTOCOLS`.
-    targets: Held-out domains, the columns.
-    rows: The methods, reference first.
-    devices: What the runs ran on.
-    revisions: Of the code that ran.
-  """
-
-  metric: str
+  metric: str  # Name without split.
   rule: str
-  reference: str | None
+  reference: str | None  # Method of the paired differences.
   dataset: str
   data_version: str
-  modalities: tuple[str, ...]
-  protocol: str
-  targets: tuple[str, ...]
-  rows: tuple[Row, ...]
+  modalities: tuple[str, ...]  # In the order of the config.
+  protocol: str  # How domains were assigned, one of `protocol.PROTOCOLS`.
+  targets: tuple[str, ...]  # Held-out domains, the columns.
+  rows: tuple[Row, ...]  # The methods, reference first.
   devices: tuple[str, ...]
-  revisions: tuple[str, ...]
+  revisions: tuple[str, ...]  # Of the code that ran.
 
   @property
   def data(self) -> str:

@@ -17,22 +17,13 @@ OUTCOMES = {
 
 
 class Verdict(NamedTuple):
-  """One method against the reference.
-
-  Attributes:
-    row: Of the method, with its difference over all targets.
-    outcome: Of `OUTCOMES`. The first two need both an adjusted p below 0.05 and an
-      interval without 0.
-    least_p: The least p that so many pairs and comparisons could have given.
-    targets: ``(target, mean difference)``, most helped first.
-    ahead: Number of targets where the method has the better mean.
-  """
+  """One method against the reference."""
 
   row: tables.Row
-  outcome: str
-  least_p: float
-  targets: Sequence[tuple[str, float]]
-  ahead: int
+  outcome: str  # Of `OUTCOMES`; the first two need small p and an interval without 0.
+  least_p: float  # That so many pairs and comparisons could have given.
+  targets: Sequence[tuple[str, float]]  # Mean differences, most helped first.
+  ahead: int  # Number of targets where the method has the better mean.
 
 
 def verdicts(table: tables.Table) -> list[Verdict]:
