@@ -261,7 +261,7 @@ class _Section:
       drawn = figures.curve_plots(found, looks, metric, "step")
       out["curves"] = panels("curves", legend(table.scores), drawn)
 
-    show = lambda cell, _="": names.interval(table.shown(cell), metric)
+    show = lambda cell, _="": names.interval(cell, metric)
     if relied := extras.reliance(rows, metric):
       lost = lambda cell: names.number(cell.mean, metric, "+")
       body = [[names.display(m), *(lost(c) if k == "lost" else show(c)
@@ -271,8 +271,7 @@ class _Section:
 
     missing, out["missing_rule"] = extras.missing(self.frames, metric, self.rule)
     if missing:
-      single = {k: {m: table.shown(c) for m, c in v.items()}
-                for k, v in missing.items() if " + " not in k}  # fmt: skip
+      single = {k: cells for k, cells in missing.items() if " + " not in k}
       label, xlabel = "target score without a modality", names.metric_name(metric)
       out["missing"] = plot("missing", label, single, xlabel=xlabel)
       out["missing_grid"] = _grid(missing, show)
@@ -280,9 +279,7 @@ class _Section:
     hurt, out["corrupted_rule"] = extras.corrupted(self.frames, metric, self.rule)
     if hurt:
       ylabel = f"target {names.metric_name(metric)}"
-      found = {(k, ylabel): {m: {x: table.shown(i) for x, i in curve.items()}
-                             for m, curve in panel.items()}
-               for k, panel in hurt.items()}  # fmt: skip
+      found = {(title, ylabel): panel for title, panel in hurt.items()}
       drawn = figures.curve_plots(found, looks, metric, "severity")
       methods = {m for panel in hurt.values() for m in panel}
       out["corrupted"] = panels("corrupted", legend(methods), drawn)
@@ -298,12 +295,10 @@ class _Section:
       out["maps"] = panels("embedding_map", *figures.map_plots(self.maps))
       out["maps_of"] = self.maps
     if other := extras.quality(rows, metric):
-      cell = lambda c, of: names.interval(table.shown(c), of)
-      out["quality"] = [
-        [names.display(m), *(cell(cells[m], of) for of, cells in other.items())]
-        for m in table.scores
-      ]
-      out["quality"] = ["method", *map(names.metric_name, other)], out["quality"]
+      body = [[names.display(m), *(names.interval(cells[m], of)
+                                   for of, cells in other.items())]
+              for m in table.scores]  # fmt: skip
+      out["quality"] = ["method", *map(names.metric_name, other)], body
     if bins := extras.reliability(rows):
       figure = figures.reliability_plot(bins, looks)
       out["reliability"] = draw("reliability" + suffix, "reliability diagram", figure)
@@ -349,13 +344,15 @@ def _across(heads: Sequence[tables.Table], looks, draw: Draw) -> dict[str, Any]:
   body = []
   for table in heads:
     rows = {row.method: row for row in table.rows}
-    means = [table.shown(rows[m].mean) if m in rows else None for m in methods]
+    means = [rows[m].mean if m in rows else None for m in methods]
     gains = [tables.gain(rows.get(m), metric) for m in methods]
     texts = [names.interval(mean, metric) + f" ({gain})" * bool(gain)
              for mean, gain in zip(means, gains, strict=True)]  # fmt: skip
     marked = names.marked(means, texts, metric)
     body.append([table.name, str(len(table.targets)), *marked])
-  lines = {t.name: {r.method: t.shown(r.difference) for r in t.compared} for t in heads}
+  lines = {
+    t.name: {r.method: r.difference for r in t.rows if r.difference} for t in heads
+  }
   out: dict[str, Any] = {
     "grid": (["table", "targets", *map(names.display, methods)], body),
     "table": first,

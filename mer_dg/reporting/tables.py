@@ -35,9 +35,18 @@ class Row:
   @property
   def sure(self) -> bool:
     """Whether both the adjusted p and the interval tell it from the reference."""
+    if self.difference is None or not self.p_holm < names.SIGNIFICANCE:
+      return False
+    low, high = self.bounds
+    return low > 0 or high < 0
+
+  @property
+  def bounds(self) -> tuple[float, float]:
+    """Of the difference over domains; of a single target over its seeds."""
     d = self.difference
-    small = d is not None and self.p_holm < names.SIGNIFICANCE
-    return small and (d.low > 0 or d.high < 0)
+    if len(self.differences) == 1:
+      d = names.pointed(next(iter(self.differences.values())))
+    return (d.low, d.high) if d else (math.nan, math.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +85,6 @@ class Table:
   def compared(self) -> list[Row]:
     """The rows with a difference over all targets."""
     return [row for row in self.rows if row.difference is not None]
-
-  def shown(self, found: Any) -> Any:
-    """What is shown of a mean over targets: of a single one, one over its seeds."""
-    return found if len(self.targets) > 1 else names.pointed(found)
 
   def lines(self, each: str, whole: str) -> dict[str, dict[str, Interval]]:
     """``{target: {method: interval}}`` and the mean: two fields of the rows, drawn."""
@@ -181,9 +186,8 @@ def _row(method, targets, scores, val, trials, reference) -> Row:
   differences, difference = {}, None
   if reference is not None and method != reference:
     base = scores[reference]
-    found = {t: protocol.paired_difference({t: values.get(t, {})}, base)
-             for t in targets}  # fmt: skip
-    differences = {t: d for t, d in found.items() if d}
+    found = protocol.paired_differences(values, base)
+    differences = {t: found[t] for t in targets if t in found}
     if len(differences) == len(targets):
       difference = protocol.paired_difference(values, base)
   per_target = lambda s: {t: protocol.mean_interval(list(v.values())) for t, v in s}
@@ -219,11 +223,11 @@ def grid(table: Table, *, brief: bool = False) -> Grid:
   if len(table.targets) > 1:
     add("mean", [row.mean for row in rows])
   if table.reference is not None and len(rows) > 1:
-    full = [names.difference(table.shown(r.difference), r.p_holm, metric) for r in rows]
+    full = [names.difference(r.difference, r.p_holm, metric) for r in rows]
     texts = [gain(row, metric) or names.DASH for row in rows] if brief else full
     columns.append((f"difference to {names.display(table.reference)}", texts))
   if not brief and any(row.source_val for row in rows):
-    add("source val.", [table.shown(row.source_val) for row in rows], ranked=False)
+    add("source val.", [row.source_val for row in rows], ranked=False)
   for target in table.targets:
     cells = [row.targets.get(target) for row in rows]
     add(target, [names.pointed(cell, math.inf if brief else None) for cell in cells])

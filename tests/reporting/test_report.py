@@ -80,7 +80,11 @@ def golden(tmp_path_factory):
 HEADINGS = (
   *("cooccurrence (m0 + m1)", "A first look", "Did it help?"),
   "Unimodal heads, MER (kde) and MM are worse than ERM.",
-  *("Unimodal heads: worse", "How sure: 8 pairs", "Left out: runs that diverged"),
+  *(
+    "Unimodal heads: worse",
+    "For these targets: 8 pairs",
+    "Left out: runs that diverged",
+  ),
   *("heads, seed 7", "simmmdg: no runs", "The numbers", "Over training"),
   *("Leaning on pairings", "With a modality missing", "Networks of the last step."),
   *("mean for m1", "With a modality corrupted", "m1: spikes", "Inside the embeddings"),
@@ -195,10 +199,11 @@ class TestVerdict:
     headline, text = told(make, tmp_path, {"mer": 0.1})
     start = "Yes: mer is 10.0 points better than ERM in target accuracy on a."
     assert headline == start
-    assert "+10.0 points of target accuracy on a (95 % interval +9." in text
-    sure = "How sure: 8 pairs of runs with equal seed and split, sign-flip p = 0.008."
-    assert sure in text
-    assert "One held-out domain says nothing about others." in text
+    assert "+10.0 points of target accuracy on a (95 % interval over seeds +9." in text
+    assert (
+      "For this target: 8 pairs of runs with equal seed and split, sign-flip p = 0.008."
+    ) in text
+    assert "One held-out domain says nothing about others: there is no interval" in text
 
   def test_lower_may_be_better(self, make, tmp_path):
     headline, _ = told(make, tmp_path, {"mer": -0.1})
@@ -211,7 +216,12 @@ class TestVerdict:
     gains = {"mer": {"a": 0.1, "b": -0.02, "c": 0.3}}
     _, text = told(make, tmp_path, gains, targets="abc")
     assert "on average over 3 held-out domains" in text
-    assert ", ahead on 2 of 3: from +30.0 on c to −2.0 on b. How sure" in text
+    assert (
+      ", ahead on 2 of 3: from +30.0 on c to −2.0 on b. For these targets: 24" in text
+    )
+    # (.1 -.02 .3): mean .127, deviation .162; t(0.975, 2) = 4.30: half is .402.
+    assert "(95 % interval over domains −27." in text
+    assert "Student t over the 3 held-out ones (2 degrees of freedom)" in text
 
   def test_few_pairs_are_called_too_few(self, make, tmp_path):
     headline, text = told(make, tmp_path, {"mer": 0.4}, seeds=4)
@@ -240,7 +250,7 @@ class TestVerdict:
     gains = {"mer": {"a": 0.3, "b": -0.01, "c": -0.01}}
     headline, text = told(make, tmp_path, gains, targets="abc")
     assert headline.startswith("Not shown")
-    assert "the interval over domains includes 0, so nothing is claimed" in text
+    assert "So it differs here, but the interval over domains includes 0" in text
 
   @pytest.mark.parametrize(
     ("keep", "said"),
