@@ -133,9 +133,11 @@ def curve(rows: pd.DataFrame) -> dict[int, Interval]:
   return {s: protocol.mean_interval(v) for s, v in means.groupby(level="step")}
 
 
-def name_settings(
-  records: Iterable[AnyRecord], *, searched: bool = False
-) -> list[dict[str, Any]]:
+# What is off counts like what is not there, as in `protocol.run_id`.
+_OFF = ("0", "", "none", "off", "False")
+
+
+def name_settings(records: Iterable[AnyRecord]) -> list[dict[str, Any]]:
   """Records with methods renamed where one name stands for several settings.
 
   ``erm`` run with two fusions becomes ``erm [network.fusion=gated]`` and so on: what
@@ -144,7 +146,6 @@ def name_settings(
 
   Args:
     records: Evaluations of one table.
-    searched: Whether hyperparameters are those of a search that is still to be decided.
 
   Example:
     >>> rows = [{"method": "mer", "trials": 1, "hyper": {"w": w, "lr": 1}}
@@ -155,19 +156,16 @@ def name_settings(
   rows: list[dict[str, Any]] = [dict(record) for record in records]
   for method in dict.fromkeys(r["method"] for r in rows):
     own = [r for r in rows if r["method"] == method]
-    settings = [setting(r, numbers=r["trials"] == 1 and not searched) for r in own]
+    settings = []
+    for row in own:
+      numbers = row["hyper"].items() if row["trials"] == 1 else ()
+      found = {k: f"{v:.12g}" for k, v in numbers} | row.get("tags", {})
+      settings.append({k: v for k, v in found.items() if v not in _OFF})
     names = dict.fromkeys(k for s in settings for k in s)
     differ = [k for k in names if len({s.get(k) for s in settings}) > 1]
-    for row, of_row in zip(own, settings, strict=True):
-      said = ", ".join(f"{k}={of_row[k]}" for k in differ if k in of_row)
+    for row, on in zip(own, settings, strict=True):
+      shown = [k for k in differ if k in on or row["trials"] == 1]
+      said = ", ".join(f"{k}={on.get(k, 'off')}" for k in shown)
       if differ:
         row["method"] = f"{method} [{said or 'searched'}]"
   return rows
-
-
-def setting(record: AnyRecord, *, numbers: bool = True) -> dict[str, str]:
-  """Hyperparameters and tags as words; older records have tags among the former."""
-  hyper = record["hyper"]
-  found = {k: f"{v:.12g}" for k, v in hyper.items() if numbers and "=" not in k}
-  words = dict(k.rsplit("=", 1) for k in hyper if "=" in k)
-  return found | words | dict(record.get("tags", {}))

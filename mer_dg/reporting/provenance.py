@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-import json
+from typing import Any
 
 from mer_dg import protocol
 from mer_dg.protocol import AnyRecord
-from mer_dg.reporting import frame, names
+from mer_dg.reporting import names
 
 # Settings of a search are listed one by one up to here, then as a range.
 _LISTED = 3
@@ -76,13 +76,16 @@ def _tasks(records: Sequence[AnyRecord]) -> list[str]:
 
 
 def _settings(rows: Sequence[AnyRecord]) -> list[str]:
-  """Hyperparameters and tags of a method; what differs between its runs as a range."""
-  found = {json.dumps(own): own for own in map(frame.setting, rows)}.values()
-  parts = []
-  for name in dict.fromkeys(k for own in found for k in own):
-    values = list({own[name]: 0 for own in found if name in own})
-    if any(name in r["hyper"] for r in rows):
-      values = [f"{v:.4g}" for v in sorted(map(float, values))]
+  """Numbers and words of a method; numbers that differ between its runs as a range."""
+  parts: dict[str, list[Any]] = {}
+  for row in rows:
+    for name, value in [*row["hyper"].items(), *row.get("tags", {}).items()]:
+      parts.setdefault(name, []).append(value)
+  out = []
+  for name, found in parts.items():
+    values = list(dict.fromkeys(found))
+    if not isinstance(values[0], str):
+      values = [f"{value:.4g}" for value in sorted(values)]
     many = f"{values[0]} to {values[-1]}"
-    parts.append(f"{name} {many if len(values) > _LISTED else ' or '.join(values)}")
-  return parts
+    out.append(f"{name} {many if len(values) > _LISTED else ' or '.join(values)}")
+  return out

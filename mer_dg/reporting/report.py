@@ -90,7 +90,8 @@ def write_report(
   folder = pathlib.Path(workdir) / "report"
   maps = read_maps(folder)
   groups: dict[Group, list[dict[str, Any]]] = {
-    key: protocol.name_pairs(frame.name_settings(rows, searched=bool(inner)))
+    # With inner runs settings are what is still to be chosen.
+    key: protocol.name_pairs(rows if inner else frame.name_settings(rows))
     for key, rows in protocol.group_by(records, _group).items()
   }
   for rows in groups.values():

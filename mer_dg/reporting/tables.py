@@ -136,7 +136,8 @@ def build_table(
     [('erm', 0.5), ('mer', 0.75)]
   """
   inner = list(inner)
-  records = frame.name_settings(records, searched=bool(inner))
+  # With inner runs settings are what is still to be chosen.
+  records = list(records) if inner else frame.name_settings(records)
   protocol.check_comparable(records)
   chosen = frame.choose(records, rule, metric=metric, inner=inner)
   return summarise(records, chosen, frame.to_frame(chosen), metric, rule, reference)

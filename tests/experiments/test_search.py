@@ -78,7 +78,7 @@ def test_ties_go_to_lower_nll_then_to_the_default():
   )
 
 
-def test_repaired_validation_may_choose_another_trial():
+def test_re_paired_validation_may_choose_another_trial():
   runs = [Run("m", "t", 0, o) for o in ((), (("w", 1.0),))]
   scores = ((0.9, 0.4), (0.8, 0.6))  # Paired and re-paired validation.
   found = [

@@ -37,19 +37,24 @@ def test_two_runs_for_one_place_are_refused(make):
     reporting.scores(reporting.pick(twice, "accuracy"))
 
 
-def named(records, **options):
-  return [r["method"] for r in frame.name_settings(records, **options)]
+def named(records):
+  return [r["method"] for r in frame.name_settings(records)]
 
 
 def test_a_method_of_two_settings_is_two_and_says_what_differs(make):
-  # Words in hyper as they were recorded once, and as tags.
-  old = [make(hyper={"mm.kind=ce": 1.0, "lr": 0.1}), make(hyper={"mm.kind=kl": 1.0})]
-  assert named(old) == ["erm [lr=0.1, mm.kind=ce]", "erm [mm.kind=kl]"]
-  new = [make() | {"tags": {"network.fusion": f, "same": "x"}} for f in ("a", "b")]
-  assert named(new) == ["erm [network.fusion=a]", "erm [network.fusion=b]"]
+  words = [make(tags={"network.fusion": f, "same": "x"}) for f in ("a", "b")]
+  assert named(words) == ["erm [network.fusion=a]", "erm [network.fusion=b]"]
   numbers = [make(hyper={"lr": lr}) for lr in (1e-3, 1.0000001e-3)]
   assert len(set(named(numbers))) == 2
   assert named([make(), make(seed=1), make(target="d2")]) == ["erm"] * 3
+
+
+def test_what_is_off_is_like_what_is_not_there(make):
+  off = [make(), make(hyper={"noise": 0}, tags={"norm": "none"})]
+  assert named(off) == ["erm", "erm"]
+  assert named([*off, make(hyper={"noise": 0.5})]) == [
+    *("erm [noise=off]", "erm [noise=off]", "erm [noise=0.5]")
+  ]
 
 
 def test_settings_that_a_search_chose_are_one_row(make):
@@ -60,14 +65,15 @@ def test_settings_that_a_search_chose_are_one_row(make):
   assert named([*chosen, make(hyper={"lr": 1})]) == [
     *("erm [searched]", "erm [searched]", "erm [lr=1]")
   ]
-  # Beside inner runs, which are to choose among them, too.
-  assert named([make(hyper={"lr": lr}) for lr in (1, 2)], searched=True) == ["erm"] * 2
 
 
 def test_different_settings_get_rows_of_their_own(make):
   runs = [
-    make(seed=s, metrics={"val/accuracy": 1, "target/accuracy": v})
-    | {"tags": {"network.fusion": f}, "run_id": f"{f}{s}"}
+    make(
+      seed=s,
+      metrics={"val/accuracy": 1, "target/accuracy": v},
+      tags={"network.fusion": f},
+    )
     for f, v in (("concat", 0.25), ("gated", 0.75))
     for s in range(2)
   ]

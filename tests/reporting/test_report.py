@@ -83,7 +83,7 @@ HEADINGS = (
   *(
     "Unimodal heads: worse",
     "For these targets: 8 pairs",
-    "Left out: runs that diverged",
+    "Left out",
   ),
   *("heads, seed 7", "simmmdg: no runs", "The numbers", "Over training"),
   *("Leaning on pairings", "With a modality missing", "Networks of the last step."),
@@ -372,7 +372,9 @@ def test_provenance_says_what_a_repeat_needs(experiment, make):
     "hyperparameters of ERM": ["mer.weight 0 or 0.1 or 0.2"],
   }
   runs = [
-    make(target=t, sources=[s], seed=seed, hyper={"w": seed / 4, "mer.kind=kde": 1})
+    make(
+      target=t, sources=[s], seed=seed, hyper={"w": seed / 4}, tags={"mer.kind": "kde"}
+    )
     for t, s in (("a", "b"), ("c", "d"))
     for seed in (0, 1, 2, 4)
   ]
