@@ -25,7 +25,16 @@ import numpy as np
 
 from mer_dg import protocol
 from mer_dg.protocol import read_records
-from mer_dg.reporting import build_table, missing_modality, save_figure
+from mer_dg.reporting import (
+  build_table,
+  choose,
+  pick,
+  pipe_table,
+  save_figure,
+  scores,
+  to_frame,
+)
+from mer_dg.reporting.extras import missing
 
 # Marker and colour (Okabe and Ito) of each fusion.
 FUSIONS = {
@@ -38,7 +47,7 @@ FUSIONS = {
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
-  parser.add_argument("--out", type=pathlib.Path, help="Folder for mm_study.{png,svg}.")
+  parser.add_argument("--out", type=pathlib.Path, help="Folder for mm_study.png.")
   arguments = parser.parse_args()
   studies: dict[str, dict[str, dict]] = {}
   for folder in arguments.workdirs:
@@ -51,7 +60,7 @@ def main() -> None:
     _print_differences(by_fusion)
   if arguments.out:
     arguments.out.mkdir(parents=True, exist_ok=True)
-    save_figure(_figure(studies), arguments.out / "mm_study")
+    save_figure(_figure(studies), arguments.out / "mm_study", ("png",))
 
 
 def _read(folder: pathlib.Path) -> dict:
@@ -63,22 +72,23 @@ def _read(folder: pathlib.Path) -> dict:
   probes: dict[tuple[str, str], list[float]] = {}
   for row in map(json.loads, lines):
     probes.setdefault((row["training"], row["probed"]), []).append(row["target"])
+  frames = {r: to_frame(choose(records, r, metric=metric))
+            for r in ("source_val", "last")}  # fmt: skip
   return {
     "table": table,
     "probes": {k: float(np.mean(v)) for k, v in probes.items()},
-    "missing": missing_modality(records, metric=metric),
-    "lost": _differences_without(records, metric, table),
+    "missing": missing(frames, metric, "source_val")[0],
+    "lost": _differences_without(frames["source_val"], metric, table),
   }
 
 
-def _differences_without(records, metric: str, table) -> dict:
+def _differences_without(chosen, metric: str, table) -> dict:
   """Paired difference to ERM with one modality taken away, by (method, modality)."""
-  selected = protocol.select(records, "source_val", metric=metric)
   found = {}
   for m in table.modalities:
-    scores = protocol.collect_scores(selected, f"target/without_{m}/{metric}")
+    of = scores(pick(chosen, metric, condition=f"without_{m}"))
     for row in table.rows[1:]:
-      pair = scores[row.method], scores[table.reference]
+      pair = of[row.method], of[table.reference]
       found[row.method, m] = protocol.paired_difference(*pair)
   return found
 
@@ -88,8 +98,7 @@ def _print(by_fusion: dict[str, dict]) -> None:
   names = first.modalities
   heads = ["fusion", "method", "source val.", "target", "difference to ERM"]
   heads += [f"probe of {m}" for m in names] + [f"without {m}" for m in names]
-  print("| " + " | ".join(heads) + " |")
-  print("| --- | --- |" + " ---: |" * (len(heads) - 2))
+  body = []
   for fusion in (f for f in FUSIONS if f in by_fusion):
     study = by_fusion[fusion]
     for row in study["table"].rows:
@@ -98,24 +107,26 @@ def _print(by_fusion: dict[str, dict]) -> None:
       cells.append(f"{_percent(row.mean.mean)} ± {_percent(_half(row.mean))}")
       cells.append(_interval(gain, row.p_holm) if gain else "–")
       cells += [_percent(study["probes"][row.method, m]) for m in names]
-      without = study["missing"].methods[row.method]
-      cells += [_percent(without[f"without {m}"].mean) for m in names]
-      print("| " + " | ".join(cells) + " |")
+      taken = [study["missing"][f"without {m}"] for m in names]
+      cells += [_percent(cells_of[row.method].mean) for cells_of in taken]
+      body.append(cells)
     alone = [_percent(study["probes"]["alone", m]) for m in names]
     blank = ["–"] * 3 + alone + ["–"] * len(names)
-    print(f"| {fusion} | each alone | " + " | ".join(blank) + " |")
+    body.append([fusion, "each alone", *blank])
+  print(pipe_table(heads, body))
 
 
 def _print_differences(by_fusion: dict[str, dict]) -> None:
   """With one modality taken away, against ERM; p-values are not adjusted."""
   names = next(iter(by_fusion.values()))["table"].modalities
-  print("\n| fusion | method | " + " | ".join(f"without {m}" for m in names) + " |")
-  print("| --- | --- |" + " ---: |" * len(names))
+  body = []
   for fusion in (f for f in FUSIONS if f in by_fusion):
     study = by_fusion[fusion]
     for row in study["table"].rows[1:]:
       cells = [_interval(d, d.p) for m in names if (d := study["lost"][row.method, m])]
-      print(f"| {fusion} | {row.method} | " + " | ".join(cells) + " |")
+      body.append([fusion, row.method, *cells])
+  heads = ["fusion", "method", *(f"without {m}" for m in names)]
+  print(f"\n{pipe_table(heads, body)}")
 
 
 def _percent(x: float) -> str:

@@ -27,7 +27,7 @@ def get_config() -> config_dict.ConfigDict:
   c.seeds = (0, 1, 2, 3, 4)  # Of the table.
   c.split_seed = 0  # Train/validation split; the same for every method.
   c.metric = "accuracy"  # Headline: accuracy or balanced_accuracy.
-  # What chooses checkpoints and, in a search, settings: source_val; repaired_val, on
+  # What chooses checkpoints and, in a search, settings: source_val; re-paired_val, on
   # validation rows with modalities re-paired within class (docs/evaluation.md).
   c.selection = "source_val"
 

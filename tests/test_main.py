@@ -64,11 +64,11 @@ def test_one_run_then_the_same_command_then_evaluate_and_report(main, tmp_path):
   assert found["metrics"] == by_step[found["step"]]
   assert f"{found['metrics']['target/accuracy']:.4f}" in out
 
-  table = (tmp_path / "report" / "table.md").read_text()
-  (tmp_path / "report" / "table.md").unlink()
+  table = (tmp_path / "report" / "report.md").read_text()
+  (tmp_path / "report" / "report.md").unlink()
   code, out, err = main("--mode", "report", "--workdir", tmp_path)
   assert code == 0, err
-  assert (tmp_path / "report" / "table.md").read_text() == table
+  assert (tmp_path / "report" / "report.md").read_text() == table
   assert table.strip() in out
 
 
@@ -86,13 +86,12 @@ def test_a_search_then_a_table(main, tmp_path):
     f"--config.search.space={space}",
   )
   assert code == 0, err
-  table = (tmp_path / "report" / "table.md").read_text()
+  table = (tmp_path / "report" / "report.md").read_text()
   assert table.strip() in out
   assert re.search(r"\| method +\|.* d0 .* d1 ", table)
   assert re.search(r"1\D+3 hyperparameter settings tried", table)
   for plot in ("targets", "differences"):
-    for suffix in ("png", "svg"):
-      assert (tmp_path / "report" / f"{plot}.{suffix}").stat().st_size > 1000
+    assert (tmp_path / "report" / f"{plot}.svg").stat().st_size > 1000
   read = lambda name: [*map(json.loads, (tmp_path / name).read_text().splitlines())]
   searched, final = read("search.jsonl"), read("results.jsonl")
   assert {r["seed"] for r in searched} == {100, 101}

@@ -23,6 +23,7 @@ HEAVY = (
   "ml_collections",
   "optax",
   "orbax",
+  "pandas",
   "tensorboardX",
   "tensorflow",
   "tensorflow_datasets",

@@ -85,7 +85,7 @@ def _train(
     with cell.workdir.writing(command, cell.name):
       began = train_table(cell.bench, cell.workdir, board.add)
       cell.bench.release()
-      there = (cell.workdir.path / "report" / "table.md").exists()
+      there = (cell.workdir.path / "report" / "report.md").exists()
       if is_first_host() and (began or not there):
         report(cell.workdir, cell.bench.config, cell.name)
     board.end(shown(cell.workdir)[0])

@@ -10,10 +10,12 @@ import time
 
 import numpy as np
 
-from mer_dg import protocol
 from mer_dg.experiments.grid import Wave, trainings
 from mer_dg.experiments.hosts import is_first_host, this_host
 from mer_dg.protocol import Record, write_atomic
+from mer_dg.reporting import pick, pipe_table, to_frame
+from mer_dg.reporting.frame import choose, intervals, name_settings
+from mer_dg.reporting.names import display
 
 
 class Board:
@@ -95,8 +97,8 @@ class Board:
   def markdown(self) -> str:
     """The table as it stands."""
     methods = list(dict.fromkeys(m for row in self._means.values() for m in row))
-    head = ["table", "networks", *(methods or [""])]
-    lines = [head, ["---"] * len(head)]
+    methods = methods or [""]
+    lines = []
     for name in self._planned:
       means = self._means.get(name, {})
       cells = [f"{100 * means[m]:.1f}" if m in means else "" for m in methods]
@@ -104,7 +106,7 @@ class Board:
         cells = ["every run diverged"] + [""] * (len(methods) - 1)
       mark = " (now)" if name == self._now and name not in self._means else ""
       lines.append([name + mark, f"{self._done[name]}/{self._share[name]}", *cells])
-    rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows = pipe_table(["table", "networks", *map(display, methods)], lines)
     kind = self._metric.replace("_", " ")
     return f"{self.status()}; target {kind}, mean over targets (%)\n\n{rows}"
 
@@ -117,8 +119,5 @@ def _means(records: Sequence[Record], metric: str, rule: str) -> dict[str, float
   """Mean target score of each method, checkpoints selected by the rule."""
   if not records:
     return {}
-  selected = protocol.best_trial(
-    protocol.select(records, rule, metric=metric), rule, metric=metric
-  )
-  scores = protocol.collect_scores(selected, f"target/{metric}")
-  return {m: protocol.summarize(of_targets).mean for m, of_targets in scores.items()}
+  chosen = to_frame(choose(name_settings(records), rule, metric=metric))
+  return {m: found.mean for m, found in intervals(pick(chosen, metric)).items()}

@@ -346,7 +346,7 @@ def make_evaluation(network: Network, metric: str, num_sources: int) -> Callable
 def make_measure(metric: str, num_sources: int) -> Callable:
   """Returns ``(logits, missing, repaired, label, domain, where) -> metrics``.
 
-  Source validation (``val/...``, each source too; ``val/repaired/...`` on modalities
+  Source validation (``val/...``, each source too; ``val/re-paired/...`` on modalities
   re-paired within class), target (``target/...``) and target with one modality taken
   away (``target/without_<m>/...``); target rows are those with domain -1. Sources are
   numbered, so that one program serves every held-out domain; `name_sources` puts in
@@ -357,8 +357,8 @@ def make_measure(metric: str, num_sources: int) -> Callable:
   def measure(logits, missing, repaired, label, domain, where):
     source = where & (domain >= 0)
     metrics = {
-      f"val/repaired/{metric}": headline(repaired, label, source),
-      "val/repaired/nll": nll(repaired, label, source),
+      f"val/re-paired/{metric}": headline(repaired, label, source),
+      "val/re-paired/nll": nll(repaired, label, source),
     }
     for m, rest in missing.items():
       value = headline(rest, label, where & (domain < 0))

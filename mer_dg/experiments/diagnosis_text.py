@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mer_dg.reporting import pipe_table
+
 # {(training, probed, target, seed): {name: value}}, see `diagnose`.
 Probes = dict[tuple[str, str, str, int], dict[str, float]]
 
@@ -61,7 +63,7 @@ def _probes(probes: Probes) -> str:
       rows = [v for k, v in probes.items() if k[:2] == (training, column)]
       cells.append(_probe_cell(rows))
     body.append([training, *cells])
-  return _table(header, body)
+  return pipe_table(header, body)
 
 
 def _probe_cell(rows: Sequence[dict[str, float]]) -> str:
@@ -88,7 +90,7 @@ def _corrupted(probes: Probes) -> str:
       cells.append(f"{100 * _mean(values):.1f} ({change:+} %)")
     modality, _, name = kind.removeprefix(_CORRUPTED).rpartition("/")
     body.append([f"{modality}: {name.replace('_', ' ')}", *cells])
-  return _table(["", *fused], body) if body else ""
+  return pipe_table(["", *fused], body) if body else ""
 
 
 def _missing(probes: Probes) -> str:
@@ -107,7 +109,7 @@ def _missing(probes: Probes) -> str:
       for rows in fused.values()
     ]
     body.append([f"without {subset.replace('+', ' + ')}", *cells])
-  return _table(["", *fused], body) if body else ""
+  return pipe_table(["", *fused], body) if body else ""
 
 
 def _inside(probes: Probes) -> str:
@@ -123,7 +125,7 @@ def _inside(probes: Probes) -> str:
     [training, modality, *(_inside_cell(rows, name) for name in names)]
     for (training, modality), rows in of_run.items()
   ]
-  return _table(["training", "modality", *map(shown, names)], body) if body else ""
+  return pipe_table(["training", "modality", *map(shown, names)], body) if body else ""
 
 
 def _inside_cell(rows: Sequence[dict[str, float]], name: str) -> str:
@@ -150,8 +152,3 @@ def _names(probes: Probes, place: int) -> list[str]:
 
 def _mean(values: Sequence[float]) -> float:
   return float(np.mean(values)) if len(values) else float("nan")
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-  lines = [header, ["---"] * len(header), *body]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -20,7 +20,7 @@ from mer_dg.data.splits import Split
 from mer_dg.entropy.regularizer import ESTIMATORS
 from mer_dg.evaluation import domain_probe, domain_similarity
 from mer_dg.experiments.build import Workbench
-from mer_dg.reporting.maps import EmbeddingMaps, make_map
+from mer_dg.reporting.maps import EmbeddingMap, EmbeddingMaps
 
 # {(training, target, seed): {m: [N, D]}}, all rows of the dataset.
 Embedded = dict[tuple[str, str, int], dict[str, np.ndarray]]
@@ -190,4 +190,48 @@ def embedding_maps(bench: Workbench, embedded: Embedded) -> EmbeddingMaps:
     class_names=dataset.class_names,
     domain_names=dataset.domain_names,
     maps=tuple(maps),
+  )
+
+
+def make_map(
+  z: np.ndarray,
+  label: np.ndarray,
+  domain: np.ndarray,
+  *,
+  training: str,
+  modality: str,
+) -> EmbeddingMap:
+  """Projects rows on their first two principal components.
+
+  Equals ``sklearn.decomposition.PCA(2).fit_transform``, signs included: the largest
+  loading of a component is positive, so that the same rows give the same map.
+
+  Args:
+    z: Embeddings ``[n, D]``, ``n >= 1``.
+    label: int ``[n]``.
+    domain: int ``[n]``.
+    training: Name of the method, or "alone".
+    modality: Name.
+
+  Example:
+    >>> z = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, -1.0], [2.0, -1.0]])
+    >>> found = make_map(z, [0, 0, 1, 1], [0, 1, 0, 1], training="erm", modality="a")
+    >>> found.points.round(2).tolist(), [round(s, 2) for s in found.share]
+    ([[-1.0, 0.5], [1.0, 0.5], [-1.0, -0.5], [1.0, -0.5]], [0.8, 0.2])
+  """
+  centred = z.astype(np.float64) - z.mean(axis=0, dtype=np.float64)
+  _, size, loading = np.linalg.svd(centred, full_matrices=False)
+  size, loading = (np.pad(a, [(0, max(0, 2 - len(a))), *[(0, 0)] * (a.ndim - 1)])[:2]
+                   for a in (size, loading))  # fmt: skip
+  largest = loading[np.arange(2), np.abs(loading).argmax(axis=1)]
+  loading = loading * np.where(largest < 0, -1.0, 1.0)[:, None]
+  total = float(np.sum(centred**2))
+  share = (size**2 / total if total > 0 else 0 * size).tolist()
+  return EmbeddingMap(
+    training=training,
+    modality=modality,
+    points=centred @ loading.T,
+    share=(share[0], share[1]),
+    label=np.asarray(label),
+    domain=np.asarray(domain),
   )

@@ -157,6 +157,7 @@ def report(
       reference=config["methods"][0],
       title=name,
       rule=config["selection"],
+      methods=() if config["target"] else config["methods"],
       commands=workdir.commands,
       left_out=left_out,
     )
@@ -165,7 +166,7 @@ def report(
   lines = [f"# {name}", "", "Every run diverged; there is no table.", ""]
   text = "\n".join([*lines, *(f"- {note}" for note in left_out)])
   (workdir.path / "report").mkdir(exist_ok=True)
-  write_atomic(workdir.path / "report" / "table.md", text + "\n")
+  write_atomic(workdir.path / "report" / "report.md", text + "\n")
   return text
 
 

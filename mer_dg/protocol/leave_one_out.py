@@ -148,7 +148,7 @@ def select_leave_one_source_out(
   Returns:
     One copy per run of the chosen setting, in order of appearance, at the chosen step,
     with ``selection`` set to ``leave_one_source_out``; ``trials`` is at least the
-    number of settings tried. Fit for `collect_scores`.
+    number of settings tried.
 
   Raises:
     ValueError: As `leave_one_source_out`; no records; a task whose runs have different

@@ -385,9 +385,10 @@ def _from_line(line: bytes) -> Record:
   wrong += [f for f in ("hyper", "metrics") if not _are(value[f], int | float | None)]
   if wrong or not _are(value["tags"], str):
     raise ValueError(f"not a record: {(wrong or ['tags'])[0]} has another type.")
-  metrics = value["metrics"]
   value["metrics"] = {
-    k: math.nan if v is None else float(v) for k, v in metrics.items()
+    # As written before 0.2; the only place that knows.
+    k.replace("val/repaired/", "val/re-paired/"): math.nan if v is None else float(v)
+    for k, v in value["metrics"].items()
   }
   return value
 

@@ -2,7 +2,7 @@
 
 A record is a mapping with at least ``run_id``, ``step`` and ``metrics``; one record
 is one evaluation of one run. What a rule may look at is in its name: ``source_val`` and
-``repaired_val`` see validation rows of the source domains only, ``last`` sees nothing,
+``re-paired_val`` see validation rows of the source domains only, ``last`` sees nothing,
 ``oracle`` sees the target and is no valid domain-generalisation result.
 """
 
@@ -14,10 +14,10 @@ import math
 from typing import Any
 
 # Rules that see validation rows of the sources and nothing else.
-SOURCE_RULES = ("source_val", "repaired_val")
+SOURCE_RULES = ("source_val", "re-paired_val")
 RULES = (*SOURCE_RULES, "last", "oracle")
 # Where a rule looks: prefix of the metrics.
-_LOOKS_AT = {"repaired_val": "val/repaired", "oracle": "target"}
+_LOOKS_AT = {"re-paired_val": "val/re-paired", "oracle": "target"}
 # Everything else recorded (accuracies, AUROC, recall) is better when larger.
 LOWER_IS_BETTER = frozenset(
   {"nll", "brier", "ece", "adaptive_ece", "aurc", "e_aurc", "fpr95_misd", "fpr95_ood"}
@@ -117,9 +117,9 @@ def select(
   """The one evaluation of each run that the rule chooses (its checkpoint).
 
   * ``source_val``: best ``val/<metric>``; ties: lower ``val/nll``, then earlier step.
-  * ``repaired_val``: the same of ``val/repaired/<metric>``, source validation with the
-    modalities of a sample from different samples of its class: what was learnt of which
-    samples came together does not count.
+  * ``re-paired_val``: the same of ``val/re-paired/<metric>``, source validation with
+    the modalities of a sample from different samples of its class: what was learnt of
+    which samples came together does not count.
   * ``last``: the largest step.
   * ``oracle``: best ``target/<metric>``; ties as above, with ``target/nll``. Labelled:
     it looks at the target.

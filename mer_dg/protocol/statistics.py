@@ -6,28 +6,23 @@ whatever the method, so differences between methods are taken unit by unit.
 
 Two questions, two answers, and they may disagree:
 
-* the *interval of a mean over targets* resamples targets and seeds, so it speaks about
-  targets like these. With fewer than about six targets it is narrow (a percentile
-  bootstrap of T values understates their spread by sqrt((T - 1) / T)); read the
-  intervals of the single targets then, which are t intervals over units;
-* the *p-value* flips signs of paired differences within exactly these targets; its
-  null is "no effect in any of these targets".
+* the *interval of a mean over targets* is for the mean over new domains of which these
+  targets are a sample: Student t over the target means, one less degrees of freedom
+  than there are targets, however many seeds each has. One target gives no interval;
+* the *p-value* flips signs of paired differences and holds for these targets: its null
+  is "no effect in any of these targets".
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 import scipy.stats
 
-from mer_dg.protocol.selection import metric_value, single_sources
-
 LEVEL = 0.95
-RESAMPLES = 10_000
 EXACT_LIMIT = 2**16  # Sign patterns enumerated; beyond that as many are drawn.
 
 Scores = Mapping[str, Mapping[Hashable, float]]
@@ -61,45 +56,6 @@ class Difference(Interval):
   p: float
 
 
-def collect_scores(
-  selected: Iterable[Mapping[str, Any]], name: str
-) -> dict[str, dict[str, dict[Hashable, float]]]:
-  """Arranges selected records by method, target and unit.
-
-  Args:
-    selected: One record per run (`select`, then `best_trial` after a search).
-    name: Full metric name, e.g. ``target/accuracy``.
-
-  Returns:
-    ``{method: {target: {(seed, split_seed): value}}}``, in order of appearance; where
-    targets have several single sources, units are ``(seed, split_seed, source)``.
-
-  Raises:
-    ValueError: If two records claim the same place, or one has no such metric.
-
-  Example:
-    >>> row = dict(method="erm", target="t", seed=0, split_seed=1, run_id="r", step=5)
-    >>> collect_scores([row | {"metrics": {"target/accuracy": 0.5}}], "target/accuracy")
-    {'erm': {'t': {(0, 1): 0.5}}}
-  """
-  selected = list(selected)
-  out: dict[str, dict[str, dict[Hashable, float]]] = {}
-  pairs = single_sources(selected)
-  for record in selected:
-    cell = out.setdefault(record["method"], {}).setdefault(record["target"], {})
-    unit = (record["seed"], record["split_seed"])
-    if pairs:
-      unit = (*unit, *record["sources"])
-    if unit in cell:
-      raise ValueError(
-        f"two runs of method {record['method']!r}, target {record['target']!r}, "
-        f"(seed, split_seed) {unit}: select() one evaluation per run and, after a "
-        "search, best_trial() before a table is made."
-      )
-    cell[unit] = metric_value(record, name)
-  return out
-
-
 def mean_interval(values: Sequence[float]) -> Interval:
   """Mean and two-sided 95 % Student-t interval of independent values.
 
@@ -128,63 +84,33 @@ def mean_interval(values: Sequence[float]) -> Interval:
   return Interval(mean, mean - half, mean + half, x.size)
 
 
-def hierarchical_interval(
-  groups: Sequence[Sequence[float]], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
-  """Mean over groups of the group means, with a two-level bootstrap interval.
+def summarize(scores: Scores) -> Interval:
+  """Mean over targets of the target means, with an interval for new domains.
 
-  Each resample draws as many targets as there are, with replacement, and within each
-  drawn target as many units as it has, with replacement; the interval holds the middle
-  95 % of the resampled means (percentile). With a single group it is the t interval of
-  `mean_interval`.
+  Student t over the target means with T - 1 degrees of freedom: what the mean over
+  domains like these may be, not what more seeds on these would give.
 
   Args:
-    groups: One list of values per target, each non-empty; lengths may differ.
-    seed: Of the resampling; the same seed gives the same interval.
-    resamples: Number of bootstrap draws.
+    scores: ``{target: {unit: value}}`` of one method, each target with a value.
 
   Returns:
-    The interval; ``n`` counts all values. NaN values make it NaN.
+    The interval; its bounds are NaN with a single target, which says nothing of others.
+    ``n`` counts all values. NaN values make it NaN.
 
   Raises:
-    ValueError: If there is no group or an empty one.
-
-  Source:
-    Davison & Hinkley, Bootstrap methods and their application, 1997, §3.8.
+    ValueError: If there is no target, or one without a value.
 
   Example:
-    >>> r = hierarchical_interval([[0.5, 0.5], [0.7, 0.7]])
-    >>> print(f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}] n={r.n}")
-    0.60 [0.50, 0.70] n=4
+    >>> r = summarize({"a": {0: 0.2, 1: 0.4}, "b": {0: 0.4}, "c": {0: 0.5}})
+    >>> print(f"{r.mean:.1f} [{r.low:.3f}, {r.high:.3f}] n={r.n}")  # 4.30 * .1 / √3
+    0.4 [0.152, 0.648] n=4
   """
-  if not groups or any(len(g) == 0 for g in groups):
-    raise ValueError(f"every target needs a value, got {[len(g) for g in groups]}.")
-  if len(groups) == 1:
-    return mean_interval(groups[0])
-  size = np.array([len(g) for g in groups])
-  padded = np.zeros((len(groups), size.max()))
-  for row, group in zip(padded, groups, strict=True):
-    row[: len(group)] = group
-  mean = float(np.mean([np.mean(g) for g in groups]))
-  rng = np.random.default_rng(seed)
-  targets = rng.integers(len(groups), size=(resamples, len(groups)))  # [R, T]
-  count = size[targets][..., None]  # [R, T, 1]
-  uniform = rng.random((resamples, len(groups), size.max()))
-  drawn = padded[targets[..., None], (uniform * count).astype(np.int64)]
-  used = np.arange(size.max())[None, None, :] < count
-  means = ((drawn * used).sum(-1) / count[..., 0]).mean(-1)  # [R]
-  low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-  return Interval(mean, float(low), float(high), int(size.sum()))
-
-
-def summarize(scores: Scores, *, seed: int = 0) -> Interval:
-  """`hierarchical_interval` of one method's scores over its targets.
-
-  Example:
-    >>> print(f"{summarize({'a': {0: 0.25}, 'b': {0: 0.75}}).mean}")
-    0.5
-  """
-  return hierarchical_interval([list(v.values()) for v in scores.values()], seed=seed)
+  values = {target: list(units.values()) for target, units in scores.items()}
+  if not values or not all(values.values()):
+    counts = {target: len(of_target) for target, of_target in values.items()}
+    raise ValueError(f"every target needs a value, got {counts}.")
+  found = mean_interval([float(np.mean(v)) for v in values.values()])
+  return dataclasses.replace(found, n=sum(map(len, values.values())))
 
 
 def sign_flip_p_value(differences: Sequence[float], *, seed: int = 0) -> float:
@@ -226,6 +152,34 @@ def sign_flip_p_value(differences: Sequence[float], *, seed: int = 0) -> float:
   return min(1.0, float(result.pvalue))
 
 
+def paired_differences(
+  scores: Scores, reference: Scores, *, seed: int = 0
+) -> dict[str, Difference]:
+  """Method minus reference on each target, over the units that both have.
+
+  Args:
+    scores: Of the method.
+    reference: Of the method compared with.
+    seed: Of the permutation.
+
+  Returns:
+    `mean_interval` over units, for this target alone, and `sign_flip_p_value`; targets
+    without a pair are absent.
+
+  Example:
+    >>> erm, mer = {"t": {0: 0.5, 1: 0.6, 2: 0.7}}, {"t": {0: 0.6, 1: 0.8, 2: 1.0}}
+    >>> d = paired_differences(mer, erm)["t"]
+    >>> print(f"{d.mean:.2f} [{d.low:.2f}, {d.high:.2f}] n={d.n}")  # 4.30 * .1 / √3
+    0.20 [-0.05, 0.45] n=3
+  """
+  out = {}
+  for target, units in _pairs(scores, reference).items():
+    found = mean_interval(list(units.values()))
+    p = sign_flip_p_value(list(units.values()), seed=seed)
+    out[target] = Difference(found.mean, found.low, found.high, found.n, p)
+  return out
+
+
 def paired_difference(
   scores: Scores, reference: Scores, *, seed: int = 0
 ) -> Difference | None:
@@ -234,11 +188,11 @@ def paired_difference(
   Args:
     scores: Of the method.
     reference: Of the method compared with.
-    seed: Of bootstrap and permutation.
+    seed: Of the permutation.
 
   Returns:
-    Mean over targets with `hierarchical_interval` and `sign_flip_p_value` over all
-    pairs, ``n`` the number of pairs; ``None`` if no pair is shared.
+    `summarize` of the differences, for new domains, and `sign_flip_p_value` over all
+    pairs, for these; ``n`` is the number of pairs; ``None`` if no pair is shared.
 
   Example:
     >>> erm = {"t": {0: 0.5, 1: 0.6, 2: 0.7}}
@@ -247,17 +201,23 @@ def paired_difference(
     >>> print(f"{d.mean:.2f} n={d.n} p={d.p}")
     0.20 n=3 p=0.25
   """
-  groups = []
+  pairs = _pairs(scores, reference)
+  if not pairs:
+    return None
+  found = summarize(pairs)
+  p = sign_flip_p_value([d for own in pairs.values() for d in own.values()], seed=seed)
+  return Difference(found.mean, found.low, found.high, found.n, p)
+
+
+def _pairs(scores: Scores, reference: Scores) -> dict[str, dict[Hashable, float]]:
+  """``{target: {unit: difference}}`` of the units that both have."""
+  out = {}
   for target, units in scores.items():
     other = reference.get(target, {})
-    pairs = [value - other[unit] for unit, value in units.items() if unit in other]
+    pairs = {u: value - other[u] for u, value in units.items() if u in other}
     if pairs:
-      groups.append(pairs)
-  if not groups:
-    return None
-  interval = hierarchical_interval(groups, seed=seed)
-  p = sign_flip_p_value([d for group in groups for d in group], seed=seed)
-  return Difference(interval.mean, interval.low, interval.high, interval.n, p)
+      out[target] = pairs
+  return out
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

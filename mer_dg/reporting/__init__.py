@@ -1,37 +1,22 @@
-"""Records of evaluations, and the tables and plots made from them alone."""
+"""Records to one long frame, and from it tables, figures and one page; no jax."""
 
-from mer_dg.reporting.formats import to_csv, to_latex, to_markdown
-from mer_dg.reporting.plots import (
-  difference_plot,
-  learning_curves,
-  missing_plot,
-  rank_plot,
-  reliability_plot,
-  save_figure,
-  severity_plot,
-  target_plot,
-)
+from mer_dg.reporting.figures import save_figure
+from mer_dg.reporting.frame import choose, pick, scores, to_frame
+from mer_dg.reporting.names import pipe_table
 from mer_dg.reporting.report import write_report
-from mer_dg.reporting.stress import corrupted, missing_modality, reliability
-from mer_dg.reporting.tables import Row, Table, build_table
+from mer_dg.reporting.tables import Row, Table, build_table, to_csv, to_latex
 
 __all__ = [
   "Row",
   "Table",
   "build_table",
-  "corrupted",
-  "difference_plot",
-  "learning_curves",
-  "missing_modality",
-  "missing_plot",
-  "rank_plot",
-  "reliability",
-  "reliability_plot",
+  "choose",
+  "pick",
+  "pipe_table",
   "save_figure",
-  "severity_plot",
-  "target_plot",
+  "scores",
   "to_csv",
+  "to_frame",
   "to_latex",
-  "to_markdown",
   "write_report",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import dataclasses
 import json
 import os
@@ -9,115 +10,49 @@ import pathlib
 
 import numpy as np
 
-from mer_dg.protocol.files import write_atomic
+from mer_dg.protocol import write_atomic
 
 FILE = "embedding_maps.json"  # In the folder of the report.
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingMap:
-  """One modality of one network, seen from where its rows spread most.
+  """One modality of one network, seen from where its rows spread most."""
 
-  Attributes:
-    training: Name of the method, or "alone".
-    modality: Name.
-    points: ``[n, 2]``, first two principal components.
-    share: Their shares of the variance.
-    label: int ``[n]``.
-    domain: int ``[n]``.
-  """
-
-  training: str
+  training: str  # Name of the method, or "alone".
   modality: str
-  points: np.ndarray
-  share: tuple[float, float]
-  label: np.ndarray
-  domain: np.ndarray
+  points: np.ndarray  # [n, 2], first two principal components.
+  share: tuple[float, float]  # Of the variance, theirs.
+  label: np.ndarray  # int [n]
+  domain: np.ndarray  # int [n]
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingMaps:
-  """The maps of one task and seed.
-
-  Attributes:
-    dataset: Its name.
-    target: Held-out domain.
-    seed: Of the networks.
-    class_names: By label.
-    domain_names: By domain.
-    maps: One per training and modality.
-  """
+  """The maps of one task and seed, one per training and modality."""
 
   dataset: str
-  target: str
+  target: str  # Held-out domain.
   seed: int
-  class_names: tuple[str, ...]
-  domain_names: tuple[str, ...]
+  class_names: tuple[str, ...]  # By label.
+  domain_names: tuple[str, ...]  # By domain.
   maps: tuple[EmbeddingMap, ...]
 
-  def of(self, training: str) -> list[EmbeddingMap]:
-    """The modalities of one training."""
-    return [m for m in self.maps if m.training == training]
-
-  @property
-  def trainings(self) -> list[str]:
-    """In order of appearance."""
-    return list(dict.fromkeys(m.training for m in self.maps))
+  def are_of(self, dataset: str, modalities: Iterable[str]) -> bool:
+    """Whether they are of the networks of this table."""
+    own = {panel.modality for panel in self.maps}
+    return (self.dataset, own) == (dataset, set(modalities))
 
 
-def make_map(
-  z: np.ndarray,
-  label: np.ndarray,
-  domain: np.ndarray,
-  *,
-  training: str,
-  modality: str,
-) -> EmbeddingMap:
-  """Projects rows on their first two principal components.
-
-  Equals ``sklearn.decomposition.PCA(2).fit_transform``, signs included: the largest
-  loading of a component is positive, so that the same rows give the same map.
-
-  Args:
-    z: Embeddings ``[n, D]``, ``n >= 1``.
-    label: int ``[n]``.
-    domain: int ``[n]``.
-    training: Name of the method, or "alone".
-    modality: Name.
-
-  Example:
-    >>> z = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, -1.0], [2.0, -1.0]])
-    >>> found = make_map(z, [0, 0, 1, 1], [0, 1, 0, 1], training="erm", modality="a")
-    >>> found.points.round(2).tolist(), [round(s, 2) for s in found.share]
-    ([[-1.0, 0.5], [1.0, 0.5], [-1.0, -0.5], [1.0, -0.5]], [0.8, 0.2])
-  """
-  centred = z.astype(np.float64) - z.mean(axis=0, dtype=np.float64)
-  _, size, loading = np.linalg.svd(centred, full_matrices=False)
-  size, loading = (np.pad(a, [(0, max(0, 2 - len(a))), *[(0, 0)] * (a.ndim - 1)])[:2]
-                   for a in (size, loading))  # fmt: skip
-  largest = loading[np.arange(2), np.abs(loading).argmax(axis=1)]
-  loading = loading * np.where(largest < 0, -1.0, 1.0)[:, None]
-  total = float(np.sum(centred**2))
-  share = (size**2 / total if total > 0 else 0 * size).tolist()
-  return EmbeddingMap(
-    training=training,
-    modality=modality,
-    points=centred @ loading.T,
-    share=(share[0], share[1]),
-    label=np.asarray(label),
-    domain=np.asarray(domain),
-  )
+_ARRAYS = ("points", "label", "domain")
 
 
 def write_maps(folder: str | os.PathLike, maps: EmbeddingMaps) -> None:
   """Writes ``embedding_maps.json`` into the folder of a report."""
-  shown = [
-    dataclasses.asdict(m)
-    | {k: getattr(m, k).round(4).tolist() for k in ("points", "label", "domain")}
-    for m in maps.maps
-  ]
-  text = json.dumps(dataclasses.asdict(maps) | {"maps": shown})
-  write_atomic(pathlib.Path(folder) / FILE, text + "\n")
+  found = dataclasses.asdict(maps)
+  for panel in found["maps"]:
+    panel |= {k: panel[k].round(4).tolist() for k in _ARRAYS}
+  write_atomic(pathlib.Path(folder) / FILE, json.dumps(found) + "\n")
 
 
 def read_maps(folder: str | os.PathLike) -> EmbeddingMaps | None:
@@ -131,14 +66,9 @@ def read_maps(folder: str | os.PathLike) -> EmbeddingMaps | None:
     return None
   try:
     raw = json.loads(path.read_text())
-    maps = [
-      EmbeddingMap(
-        **m | {k: np.asarray(m[k]) for k in ("points", "label", "domain")}
-        | {"share": tuple(m["share"])}
-      )
-      for m in raw["maps"]
-    ]  # fmt: skip
-    names = {k: tuple(raw[k]) for k in ("class_names", "domain_names")}
-    return EmbeddingMaps(**raw | names | {"maps": tuple(maps)})
+    for panel in raw["maps"]:
+      panel |= {k: np.asarray(panel[k]) for k in _ARRAYS}
+    raw["maps"] = tuple(EmbeddingMap(**panel) for panel in raw["maps"])
+    return EmbeddingMaps(**raw)
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"{path} holds no embedding maps: {error}") from error

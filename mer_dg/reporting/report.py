@@ -1,39 +1,46 @@
-"""The report of a workdir: tables, plots and a page as functions of its records."""
+"""The report of a workdir: Markdown, page, CSV, LaTeX and figures from its records.
+
+``templates/report.j2`` says what is shown and in which words, once for Markdown and
+page; here is what it shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
 import os
 import pathlib
 import re
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
+
+import jinja2
+from matplotlib.figure import Figure
 
 from mer_dg import protocol
-from mer_dg.protocol import AnyRecord
-from mer_dg.protocol.files import write_atomic
+from mer_dg.protocol import AnyRecord, write_atomic
 from mer_dg.reporting import (
-  embeddings,
-  formats,
-  overview,
-  page,
-  plots,
-  reliance,
-  stress,
+  extras,
+  figures,
+  frame,
+  names,
+  provenance,
   tables,
   verdict,
 )
-from mer_dg.reporting.maps import EmbeddingMaps, read_maps
+from mer_dg.reporting.maps import read_maps
 
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+Group = tuple[str, tuple[str, ...], str]  # Dataset, modalities, protocol.
 
-_HEADINGS = {
-  "source_val": "Checkpoint selected on source validation",
-  "repaired_val": "Checkpoint selected on source validation, modalities re-paired",
-  "last": "Last step (no checkpoint selection)",
-  "leave_one_source_out": "Setting and step chosen on left-out sources",
-  "oracle": "Oracle (checkpoint selected on the target; not a valid result)",
-}
+
+class Drawn(NamedTuple):
+  """A figure as the template takes it: a file, what it shows, and it for the page."""
+
+  file: str
+  label: str
+  svg: str
+
+
+Draw = Callable[..., Drawn]  # (stem, label, figure) -> Drawn
 
 
 def write_report(
@@ -43,36 +50,33 @@ def write_report(
   metric: str = "accuracy",
   reference: str = "erm",
   title: str = "Results",
-  metrics_history: Iterable[AnyRecord] | None = None,
+  metrics_history: Iterable[AnyRecord] = (),
   commands: Sequence[str] = (),
   left_out: Sequence[str] = (),
   inner: Iterable[AnyRecord] = (),
   rule: str = "source_val",
+  methods: Sequence[str] = (),
 ) -> str:
-  """Writes ``report/index.html``, ``report/table.{md,csv,tex}`` and the plots.
+  """Writes ``report/``: ``index.html``, ``report.md``, ``table.{csv,tex}``, figures.
 
   Each dataset, modality set and protocol gets its own table, headed by selection by
-  ``rule``, with other rules, ``last`` and ``oracle`` labelled below, and the plots
-  ``targets``, ``differences`` (if methods are compared), ``ranks`` (at least 3 methods
-  on 2 targets), ``curves`` (if several steps were evaluated), ``missing``,
-  ``corrupted`` and ``reliability`` (if recorded) and ``embedding_map_<method>`` (if
-  `maps.write_maps` has left a file in the folder), as PNG and SVG, with what the table
-  is of in their names if there are several. The page holds all of it and needs neither
+  ``rule``, with the other rules below. The page holds all of it and needs neither
   network nor script.
 
   Args:
     workdir: The report goes to its folder ``report``.
-    records: All evaluations, e.g. from `read_records`.
+    records: All evaluations, e.g. from `protocol.read_records`.
     metric: Name without split.
     reference: Method of the paired differences. If it has no records in a table, the
       table has no differences and the report says so.
-    title: First heading.
-    metrics_history: Rows of training metrics for the curves, see `learning_curves`.
-    commands: Commands that made the records, shown on the page as they are.
-    left_out: Runs that are in no table, and why, one line each.
+    title: Name of the experiment.
+    metrics_history: More records for the curves, e.g. of training between evaluations.
+    commands: Commands that made the records, shown as they are.
+    left_out: Runs that diverged, one line each.
     inner: Evaluations of inner runs, each of which leaves out one more domain; with
       them there is a table of leave-one-source-out selection.
     rule: Of the headline, one of `protocol.SOURCE_RULES`.
+    methods: Those that were to run; what has no records is named.
 
   Returns:
     The Markdown text, fit to be printed.
@@ -80,184 +84,314 @@ def write_report(
   Raises:
     ValueError: No records, or records that must not share a table.
   """
-  records = list(records)
+  records, inner, history = list(records), list(inner), list(metrics_history)
   if not records:
     raise ValueError("Nothing to report: no records.")
-  history, inner = list(metrics_history or ()), list(inner)
   folder = pathlib.Path(workdir) / "report"
   maps = read_maps(folder)
-  groups = {
-    group: protocol.name_pairs(rows)
-    for group, rows in protocol.group_by(records, _group).items()
+  groups: dict[Group, list[dict[str, Any]]] = {
+    # With inner runs settings are what is still to be chosen.
+    key: protocol.name_pairs(rows if inner else frame.name_settings(rows))
+    for key, rows in protocol.group_by(records, _group).items()
   }
   for rows in groups.values():
     protocol.check_comparable(rows)  # All of them, before anything is written.
+  folder.mkdir(parents=True, exist_ok=True)
+  looks = names.looks(r["method"] for rows in groups.values() for r in rows)
   sections = [
-    _section(
+    _Section(
       rows,
       metric,
+      rule,
       reference,
-      history=[r for r in history if _group(r) == group],
-      inner=[r for r in inner if _group(r) == group],
-      maps=maps if maps is not None and _shows(maps, rows[0]) else None,
-      headline=rule,
+      [r for r in inner if _group(r) == key],
+      [r for r in history if _group(r) == key],
+      maps if maps is not None and maps.are_of(*key[:2]) else None,
+      looks,
     )
-    for group, rows in groups.items()
+    for key, rows in groups.items()
   ]
-  html = page.render(
-    sections, title=title, reference=reference, commands=commands, left_out=left_out
-  )
-  folder.mkdir(parents=True, exist_ok=True)
-  text = [f"# {title}\n"]
+  heads, several = [section.head for section in sections], len(sections) > 1
+  files: list[str] = []
+
+  def draw(stem: str, label: str, figure: Figure) -> Drawn:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:100].rstrip("-")
+    file = f"{stem}-{len(files)}.svg" if f"{stem}.svg" in files else f"{stem}.svg"
+    files.append(file)
+    svg = figures.to_bytes(figure, "svg")
+    write_atomic(folder / file, svg)
+    return Drawn(file, label, figures.inline(svg, f"f{len(files)}", label))
+
+  shown: dict[str, Any] = {
+    "name": heads[0].name if not several else ", ".join({t.dataset: 0 for t in heads}),
+    "title": title,
+    "left_out": left_out,
+    "gaps": [gap for s in sections for gap in s.gaps(methods, several)],
+    "across": _across(heads, looks, draw) if several else {},
+    "sections": [
+      s.shown(draw, f"-{s.head.name}" * several, commands) for s in sections
+    ],
+  }
+  text = re.sub(r"\n{3,}", "\n\n", _rendered("report.j2", **shown)).strip() + "\n"
   built = [table for section in sections for table in section.tables.values()]
-  latex = [formats.to_latex(table) for table in built]
-  heads = [section.head for section in sections]
-  if len(heads) > 1:
-    text += _overview(heads, folder)
-    latex = [overview.to_latex(heads), *latex]
-  for section in sections:
-    name = ""
-    if len(groups) > 1:
-      text.append(f"## {section.name}\n")
-      name = "-" + re.sub(r"[^A-Za-z0-9.]+", "-", section.name).strip("-")
-    text += _markdown(section, folder, name, reference)
-  if left_out:
-    lines = "\n".join(f"- {line}" for line in left_out)
-    text.append(f"### Left out\n\n{lines}\n")
-  markdown = "\n".join(text)
-  write_atomic(folder / "table.md", markdown)
-  write_atomic(folder / "table.csv", formats.to_csv(built))
+  latex = [tables.to_latex(table) for table in built]
+  if several:
+    across = shown["across"]
+    latex.insert(0, tables.booktabs(across["grid"], across["name"], "overview"))
+  csv = tables.to_csv((f for s in sections for f in s.frames.values()), metric)
+  write_atomic(folder / "table.csv", csv)
   write_atomic(folder / "table.tex", "\n".join(latex))
-  write_atomic(folder / "index.html", html)
-  return markdown
+  write_atomic(folder / "report.md", text)
+  write_atomic(folder / "index.html", _rendered("page.html.j2", **shown))
+  return text
 
 
-def _group(record: AnyRecord) -> tuple[str, tuple[str, ...], str]:
+def _group(record: AnyRecord) -> Group:
   assigned = record.get("protocol", protocol.PROTOCOLS[0])
   return record["dataset"], tuple(record["modalities"]), assigned
 
 
-def _shows(maps: EmbeddingMaps, record: AnyRecord) -> bool:
-  """Whether the maps are of the networks of this table."""
-  modalities = {m.modality for m in maps.maps}
-  return (maps.dataset, modalities) == (record["dataset"], set(record["modalities"]))
-
-
-def _section(
-  rows: Sequence[AnyRecord],
-  metric: str,
-  reference: str,
-  *,
-  history: list[AnyRecord],
-  inner: list[AnyRecord],
-  maps: EmbeddingMaps | None,
-  headline: str,
-) -> page.Section:
-  compared = any(r["method"] == reference for r in rows)
-  rules = [*protocol.RULES, *(["leave_one_source_out"] if inner else [])]
-  if not all(f"val/repaired/{metric}" in r["metrics"] for r in rows):
-    rules.remove("repaired_val")  # Records older than this rule.
-  of_rule = {
-    rule: tables.build_table(
-      rows,
-      metric=metric,
-      rule=rule,
-      reference=reference if compared else None,
-      inner=inner,
-    )
-    for rule in rules
-  }
-  methods = [row.method for row in of_rule[headline].rows]
-  return page.Section(
-    records=rows,
-    tables=of_rule,
-    missing=stress.missing_modality(
-      rows, metric=metric, methods=methods, rule=headline
-    ),
-    corrupted=stress.corrupted(rows, metric=metric, methods=methods, rule=headline),
-    reliability=stress.reliability(rows, metric=metric, methods=methods, rule=headline),
-    history=history,
-    inside=embeddings.representation(
-      rows, metric=metric, methods=methods, rule=headline
-    ),
-    maps=maps,
-    rule=headline,
-    reliance=reliance.reliance(rows, metric=metric, methods=methods, rule=headline),
+@functools.cache
+def _environment(page: bool) -> jinja2.Environment:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("mer_dg.reporting"), autoescape=page, trim_blocks=True
   )
+  environment.filters |= {
+    "display": names.display,
+    "metric": names.metric_name,
+    "plain": names.plain,
+    "short": names.short_revision,
+    "span": lambda n: str(min(n)) if min(n) == max(n) else f"{min(n)} to {max(n)}",
+    # A number stays with its sign.
+    "tied": lambda s: re.sub(r"(±|p [=<]) ", lambda m: m[0].replace(" ", "\xa0"), s),
+  }
+  return environment
 
 
-def _overview(heads: list[tables.Table], folder: pathlib.Path) -> list[str]:
-  """Text of all tables in one; writes its plots."""
-  text = [f"## Overview\n\n{overview.to_markdown(heads)}"]
-  figures = {}
-  if plots.can_compare(heads):
-    figures["overview"] = plots.overview_plot(heads)
-  pooled = overview.pooled(heads)
-  if pooled is not None and plots.can_rank(pooled):
-    figures["overview_ranks"] = plots.rank_plot(pooled)
-  for stem, figure in figures.items():
-    plots.save_figure(figure, folder / stem)
-    text.append(f"![{stem}]({stem}.png)\n")
-  return text
+def _rendered(template: str, **shown: Any) -> str:
+  """The report as Markdown, or as a page where what comes from data is escaped."""
+  page = template.endswith(".html.j2")
+  shown |= {"names": names, "outcomes": verdict.OUTCOMES, "listed": verdict.listed}
+  parts = "page_parts.html.j2" if page else "markdown.j2"
+  return _environment(page).get_template(template).render(f=parts, **shown)
 
 
-def _markdown(
-  section: page.Section, folder: pathlib.Path, name: str, reference: str
-) -> list[str]:
-  """Text of one section; writes its plots."""
-  head = section.head
-  compared = any(row.method == reference for row in head.rows)
-  text = [_answer(head) if compared else _no_reference(head, reference)]
-  text.append(formats.to_markdown(head))
-  for stem, figure in _figures(section).items():
-    plots.save_figure(figure, folder / f"{stem}{name}")
-    text.append(f"![{stem}]({stem}{name}.png)\n")
-  if section.reliance is not None:
-    table = formats.pipe_table(*reliance.cell_texts(section.reliance))
-    text.append(f"### Leaning on pairings\n\n{table}\n\n{reliance.CAPTION}\n")
-  for rule, heading in _HEADINGS.items():
-    if rule in section.tables and rule != section.rule:
-      text.append(f"### {heading}\n\n{formats.to_markdown(section.tables[rule])}")
-  return text
+class _Section:
+  """All that is shown of one dataset, one set of modalities and one protocol."""
+
+  def __init__(self, records, metric, rule, reference, inner, history, maps, looks):
+    rules = [rule, *(other for other in names.RULES if other != rule)]
+    if not inner:
+      rules.remove("leave_one_source_out")
+    if not all(f"val/re-paired/{metric}" in r["metrics"] for r in records):
+      rules = [r for r in rules if r != "re-paired_val"]  # Older than this rule.
+    methods = dict.fromkeys(r["method"] for r in records)
+    # Of a method with several settings the first is compared with.
+    own = [m for m in methods if reference in (m, m.partition(" [")[0])]
+    chosen = {r: frame.choose(records, r, metric=metric, inner=inner) for r in rules}
+    self.records, self.history, self.maps, self.looks = records, history, maps, looks
+    self.rule, self.metric = rule, metric
+    self.reference = own[0] if own else reference
+    self.frames = {r: frame.to_frame(rows) for r, rows in chosen.items()}
+    self.tables = {}
+    for r in rules:
+      found, compared = self.frames[r], own[0] if own else None
+      self.tables[r] = tables.summarise(records, chosen[r], found, metric, r, compared)
+    self.head = self.tables[rule]
+
+  def gaps(self, expected: Sequence[str], several: bool) -> Iterator[str]:
+    """Methods without runs, at all or on a target, and with fewer than others."""
+    where, scores = f" ({self.head.name})" * several, self.head.scores
+    known = {name for m in scores for name in (m, m.partition(" [")[0])}
+    for method in expected:
+      if method not in known:
+        yield f"{names.display(method)}: no runs{where}"
+    for target in self.head.targets:
+      counts = {m: len(values.get(target, {})) for m, values in scores.items()}
+      for method, count in counts.items():
+        if count < (most := max(counts.values())):
+          of = f"{count} of {most} runs" if count else "no run"
+          yield f"{names.display(method)}: {of} on {target}{where}"
+
+  def shown(self, draw: Draw, suffix: str, commands: Sequence[str]) -> dict[str, Any]:
+    """What the template takes: grids, figures and words."""
+    table, looks, metric = self.head, self.looks, self.metric
+    rows = self.frames[self.rule]
+    out: dict[str, Any] = {
+      "table": table,
+      "reference": self.reference,
+      "verdicts": verdict.verdicts(table),
+      "grids": {rule: tables.grid(t) for rule, t in self.tables.items()},
+      "tables": self.tables,
+      "facts": provenance.facts(self.records, commands=commands),
+    }
+
+    def plot(stem: str, label: str, lines, **options) -> Drawn:
+      figure = figures.interval_plot(lines, looks, metric=metric, **options)
+      return draw(stem + suffix, label, figure)
+
+    def panels(stem: str, key: Figure, drawn: Mapping[str, Figure]) -> list[Drawn]:
+      """Side by side, on a phone below each other, under one legend."""
+      first = draw(f"{stem}{suffix}-key", "legend", key)
+      return [first, *(draw(f"{stem}{suffix}-{k}", k, v) for k, v in drawn.items())]
+
+    def legend(methods: Iterable[str]) -> Figure:
+      return figures.key_figure(figures.named(looks, methods))
+
+    options: dict[str, Any] = {}
+    drawn, label = [], f"paired difference to {names.display(self.reference)}"
+    if any(row.differences for row in table.rows):
+      lines = table.lines("differences", "difference")
+      options = dict(xlabel=_xlabel(table), difference=True)
+      drawn.append(plot("differences", label, lines, **options))
+    values = {t: {m: list(s[t].values()) for m, s in table.scores.items() if t in s}
+              for t in table.targets}  # fmt: skip
+    lines = table.lines("targets", "mean")
+    options = dict(xlabel=names.metric_name(metric), runs=values)
+    options["beside"] = table.lines("source_vals", "source_val")
+    drawn.append(plot("targets", "target score on held-out domains", lines, **options))
+    out["main"] = drawn
+    out["ranks"] = _ranks("ranks" + suffix, table.scores, metric, looks, draw)
+
+    steps = {r["step"] for r in (*self.records, *self.history)}
+    if len(steps) > 1:
+      found = extras.curves(frame.to_frame([*self.records, *self.history]), metric)
+      found = {key: {m: {s: names.pointed(i) for s, i in curve.items()}
+                     for m, curve in curves.items()}
+               for key, curves in found.items()}  # fmt: skip
+      drawn = figures.curve_plots(found, looks, metric, "step")
+      out["curves"] = panels("curves", legend(table.scores), drawn)
+
+    show = lambda cell, _="": names.interval(cell, metric)
+    if relied := extras.reliance(rows, metric):
+      lost = lambda cell: names.number(cell.mean, metric, "+")
+      body = [[names.display(m), *(lost(c) if k == "lost" else show(c)
+                                   for k, c in parts.items())]
+              for m, parts in relied.items()]  # fmt: skip
+      out["reliance"] = ["method", *next(iter(relied.values()))], body
+
+    missing, out["missing_rule"] = extras.missing(self.frames, metric, self.rule)
+    if missing:
+      single = {k: cells for k, cells in missing.items() if " + " not in k}
+      label, xlabel = "target score without a modality", names.metric_name(metric)
+      out["missing"] = plot("missing", label, single, xlabel=xlabel)
+      out["missing_grid"] = _grid(missing, show)
+
+    hurt, out["corrupted_rule"] = extras.corrupted(self.frames, metric, self.rule)
+    if hurt:
+      ylabel = f"target {names.metric_name(metric)}"
+      found = {(title, ylabel): panel for title, panel in hurt.items()}
+      drawn = figures.curve_plots(found, looks, metric, "severity")
+      methods = {m for panel in hurt.values() for m in panel}
+      out["corrupted"] = panels("corrupted", legend(methods), drawn)
+      mean = lambda curve, _: extras.severity_mean(curve, metric)
+      out["corrupted_grid"] = _grid(hurt, mean)
+
+    inside, out["inside_rule"] = extras.inside(self.frames, self.rule)
+    out["inside"] = [
+      _grid(lines, extras.inside_text, modality, extras.INSIDE)
+      for modality, lines in inside.items()
+    ]
+    if self.maps is not None and self.maps.maps:
+      out["maps"] = panels("embedding_map", *figures.map_plots(self.maps))
+      out["maps_of"] = self.maps
+    if other := extras.quality(rows, metric):
+      body = [[names.display(m), *(names.interval(cells[m], of)
+                                   for of, cells in other.items())]
+              for m in table.scores]  # fmt: skip
+      out["quality"] = ["method", *map(names.metric_name, other)], body
+    if bins := extras.reliability(rows):
+      figure = figures.reliability_plot(bins, looks)
+      out["reliability"] = draw("reliability" + suffix, "reliability diagram", figure)
+    return out
 
 
-def _figures(section: page.Section) -> dict[str, Figure]:
-  head = section.head
-  methods = [row.method for row in head.rows]
-  figures = {"targets": plots.target_plot(head)}
-  if any(row.differences for row in head.rows):
-    figures["differences"] = plots.difference_plot(head)
-  if plots.can_rank(head):
-    figures["ranks"] = plots.rank_plot(head)
-  if len({r["step"] for r in section.records}) > 1:
-    figures["curves"] = plots.learning_curves(
-      section.records, metric=head.metric, history=section.history, methods=methods
+def _grid(lines: Mapping[str, Mapping[str, Any]], show, corner="", said=None):
+  """A grid with a column per method; ``show(cell, line)`` writes a cell."""
+  methods = list(dict.fromkeys(m for cells in lines.values() for m in cells))
+  body = [
+    [
+      (said or {}).get(line, line.replace("_", " ") if said else line),
+      *(show(cells[m], line) if m in cells else names.DASH for m in methods),
+    ]
+    for line, cells in lines.items()
+  ]
+  return [corner, *map(names.display, methods)], body
+
+
+def _xlabel(table: tables.Table) -> str:
+  better = "left" if table.metric in protocol.LOWER_IS_BETTER else "right"
+  unit = f"{names.change_unit(table.metric).strip()}; " * names.is_percent(table.metric)
+  name = names.metric_name(table.metric, unit=False)
+  shown = names.display(table.reference or "")
+  return f"difference in target {name} to {shown}\n({unit}{better} is better)"
+
+
+def _ranks(stem: str, scores, metric: str, looks, draw: Draw):
+  """Figure and ranking; None where ranks could say nothing."""
+  if not figures.can_rank(scores):
+    return None
+  higher = metric not in protocol.LOWER_IS_BETTER
+  found = protocol.rank_methods(scores, higher_is_better=higher)
+  figure = figures.rank_plot(found, looks)
+  return draw(stem, "mean ranks over held-out domains", figure), found
+
+
+def _across(heads: Sequence[tables.Table], looks, draw: Draw) -> dict[str, Any]:
+  """Several tables at a glance: one line each, and ranks over all of their targets."""
+  first, metric = heads[0], heads[0].metric
+  methods = [m for m in looks if any(m in t.scores for t in heads)]
+  methods.sort(key=lambda m: m != first.reference)
+  body = []
+  for table in heads:
+    rows = {row.method: row for row in table.rows}
+    means = [rows[m].mean if m in rows else None for m in methods]
+    gains = [tables.gain(rows.get(m), metric) for m in methods]
+    texts = [names.interval(mean, metric) + f" ({gain})" * bool(gain)
+             for mean, gain in zip(means, gains, strict=True)]  # fmt: skip
+    marked = names.marked(means, texts, metric)
+    body.append([table.name, str(len(table.targets)), *marked])
+  lines = {
+    t.name: {r.method: r.difference for r in t.rows if r.difference} for t in heads
+  }
+  out: dict[str, Any] = {
+    "grid": (["table", "targets", *map(names.display, methods)], body),
+    "table": first,
+    "name": f"Target {names.metric_name(metric)}, means over held-out domains.",
+  }
+  if any(lines.values()):
+    figure = figures.interval_plot(
+      lines, looks, metric=metric, xlabel=_xlabel(first), difference=True
     )
-  if section.missing is not None:
-    figures["missing"] = plots.missing_plot(section.missing)
-  if section.corrupted is not None:
-    figures["corrupted"] = plots.severity_plot(section.corrupted)
-  if section.reliability is not None:
-    figures["reliability"] = plots.reliability_plot(section.reliability)
-  if section.maps is not None:
-    for training in section.maps.trainings:
-      stem = re.sub(r"[^A-Za-z0-9._-]+", "-", f"embedding_map_{training}")
-      figures[stem] = plots.embedding_map(section.maps, training)
-  return figures
+    out["differences"] = draw("overview", "paired differences of every table", figure)
+  out["ranks"] = _ranks("overview_ranks", pooled(heads), metric, looks, draw)
+  return out
 
 
-def _no_reference(table: tables.Table, reference: str) -> str:
-  methods = ", ".join(row.method for row in table.rows)
-  return f"No paired difference: no records of {reference} beside {methods}.\n"
+def pooled(heads: Sequence[tables.Table]) -> dict[str, dict[str, Any]]:
+  """Scores on the targets of all sets, for ranks and nothing else.
 
+  Only tables that leave one domain out count, and of each dataset the one with most
+  modalities: pairs of domains and subsets of modalities share their data, and a rank
+  test takes targets as independent. Methods that a set lacks are left out.
 
-def _answer(table: tables.Table) -> str:
-  """Did it help, by how much, how sure, and where: one line per method."""
-  lines = []
-  for v in verdict.verdicts(table):
-    shown = formats.format_difference(v.difference, v.p, table.metric)
-    lines.append(
-      f"- **{v.method}** against {table.reference}: **{v.said}**; {shown} "
-      f"over {v.difference.n} pairs; ahead on {v.ahead} of {len(v.targets)} targets."
-    )
-  return "\n".join(lines) + "\n" if lines else ""
+  Args:
+    heads: Tables of one metric and selection rule.
+
+  Returns:
+    ``{method: {"dataset: target": values}}``; empty if fewer than two sets count.
+  """
+  chosen: dict[str, tables.Table] = {}
+  for table in heads:
+    best = chosen.get(table.dataset)
+    more = best is None or len(table.modalities) > len(best.modalities)
+    if table.protocol == protocol.PROTOCOLS[0] and more:
+      chosen[table.dataset] = table
+  if len(chosen) < 2:
+    return {}
+  shared = set.intersection(*(set(t.scores) for t in chosen.values()))
+  return {
+    m: {f"{t.dataset}: {target}": values for t in chosen.values()
+        for target, values in t.scores[m].items()}
+    for m in heads[0].scores if m in shared
+  }  # fmt: skip

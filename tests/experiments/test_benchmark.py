@@ -165,7 +165,7 @@ def test_time_left_is_reckoned_per_set(tmp_path, monkeypatch):
   assert board.seconds_left() == pytest.approx(2 * 1 + 10 * 4 + 6 * 2)
   assert board.status() == "5 of 12 networks, about 0:00:54 left"
   shown = json.dumps((tmp_path / "progress.md").read_text())
-  assert "b/1 (now) | 1/2" in shown
+  assert "b/1 (now) |        1/2" in shown
 
 
 def test_records_of_a_workdir_without_hosts_are_one_file(interrupted):

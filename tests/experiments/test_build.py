@@ -170,7 +170,7 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
     metrics["target/without_a/accuracy"], correct.mean(), rtol=1e-6
   )
   expected = repaired_accuracy(workbench, setting, state.variables)
-  np.testing.assert_allclose(metrics["val/repaired/accuracy"], expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics["val/re-paired/accuracy"], expected, rtol=1e-6)
   # Data on the host, block by block, gives the same numbers but for rounding.
   streamed = make_streamed_evaluate(workbench.network, summary)
   again = streamed(workbench.host_arrays, *places, state.variables)

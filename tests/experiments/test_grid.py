@@ -125,7 +125,7 @@ def test_killed_grid(tiny, flags, tmp_path, repo_root, comparable):
   whole = read_records(tmp_path / "whole" / "results.jsonl")
   assert [*map(comparable, resumed)] == [*map(comparable, whole)]
   assert len(whole) == 8
-  assert "| erm" in text
+  assert "| ERM" in text
 
 
 def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeyp
   (row,) = read_lines(tmp_path / "diverged.jsonl")
   assert "erm, target d0, seed 1, optimizer.lr 1e+30" in row["message"]
   assert "stopped being finite at step" in row["message"]
-  for shown in (text, (tmp_path / "report" / "table.md").read_text()):
+  for shown in (text, (tmp_path / "report" / "report.md").read_text()):
     assert "### Left out\n\n- erm, target d0, seed 1" in shown
   assert "the run is left out" in capsys.readouterr().err
   # It is not tried again.

@@ -67,7 +67,7 @@ def trained(monkeypatch):
     # Without plots: which methods, how often, and what is left out.
     rows = collections.Counter(r["method"] for r in records)
     (folder / "report").mkdir(exist_ok=True)
-    (folder / "report" / "table.md").write_text("")
+    (folder / "report" / "report.md").write_text("")
     lines = [f"# {title}", *(f"| {m} {n} |" for m, n in rows.items()), *left_out]
     return "\n".join(lines)
 
@@ -123,7 +123,7 @@ def test_what_is_added_is_trained_and_nothing_else(command, tmp_path):
     ("recipes__mer_logdet__mer__weight", 7.0),  # Of a method that is not asked for.
     ("log_every", 10),
     ("wave", 2),
-    ("selection", "repaired_val"),
+    ("selection", "re-paired_val"),
     ("data__audio", "waveform"),  # Of another set.
     ("backbones__bn_mode", "layer4"),
     ("reader__threads", 3),
@@ -378,7 +378,7 @@ def test_a_table_whose_runs_all_diverge_says_so(command, tmp_path):
   assert len(runs) == 4
   assert "Every run diverged" in text
   assert "erm, target d1, seed 1: loss/fused stopped being finite at step 5" in text
-  assert (tmp_path / "w" / "report" / "table.md").read_text() == text + "\n"
+  assert (tmp_path / "w" / "report" / "report.md").read_text() == text + "\n"
   assert command(optimizer__lr=1e10) == ([], text)
   # Another learning rate is another run.
   runs, text = command()

@@ -4,12 +4,14 @@ import types
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from mer_dg.data.dataset import make_dataset
 from mer_dg.data.splits import Split, leave_one_domain_out
 from mer_dg.experiments.representation import (
   draw_sides,
   embedding_maps,
+  make_map,
   representations,
 )
 
@@ -121,3 +123,26 @@ def test_maps_hold_both_sides_of_the_first_target_and_seed():
   for m in maps.maps:
     assert len(m.points) == len(m.label) == len(m.domain) <= 320
     assert set(m.domain) == {0, 1}
+
+
+def mapped(z):
+  label = np.arange(24) % 3
+  return make_map(z, label, label, training="erm", modality="video")
+
+
+Z = np.random.default_rng(0).normal(size=(24, 5)) * np.array([5, 3, 1, 1, 1])
+
+
+def test_coordinates_of_a_map_are_those_of_scikit_learn():
+  pca = PCA(2, svd_solver="full").fit(Z)
+  found = mapped(Z)
+  np.testing.assert_allclose(found.points, pca.transform(Z), atol=1e-9)
+  np.testing.assert_allclose(found.share, pca.explained_variance_ratio_, rtol=1e-9)
+
+
+@pytest.mark.parametrize("z", [np.ones((24, 5)), Z[:, :1]])
+def test_what_has_no_second_direction_lies_on_a_line(z):
+  found = mapped(z)
+  np.testing.assert_array_equal(found.points[:, 1], 0)
+  assert found.share[1] == 0
+  assert np.isfinite(found.points).all()

@@ -78,7 +78,7 @@ def test_ties_go_to_lower_nll_then_to_the_default():
   )
 
 
-def test_repaired_validation_may_choose_another_trial():
+def test_re_paired_validation_may_choose_another_trial():
   runs = [Run("m", "t", 0, o) for o in ((), (("w", 1.0),))]
   scores = ((0.9, 0.4), (0.8, 0.6))  # Paired and re-paired validation.
   found = [
@@ -88,8 +88,8 @@ def test_repaired_validation_may_choose_another_trial():
       {
         "val/accuracy": paired,
         "val/nll": 1.0,
-        "val/repaired/accuracy": repaired,
-        "val/repaired/nll": 1.0,
+        "val/re-paired/accuracy": repaired,
+        "val/re-paired/nll": 1.0,
       },
       0.0,
     )
@@ -97,7 +97,7 @@ def test_repaired_validation_may_choose_another_trial():
   ]
   task = ("m", ("t", ()))
   assert choose(runs, found, "accuracy", "source_val")[task][0] == ()
-  assert choose(runs, found, "accuracy", "repaired_val")[task][0] == (("w", 1.0),)
+  assert choose(runs, found, "accuracy", "re-paired_val")[task][0] == (("w", 1.0),)
 
 
 def test_a_diverged_seed_is_no_better_mean():

@@ -1,5 +1,6 @@
-"""Names from foreign files never become paths as they are."""
+"""Files are whole, and names from foreign files never become paths as they are."""
 
+import os
 import pathlib
 import re
 import unicodedata
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from mer_dg.protocol.files import LONGEST_FILE_NAME, file_name
+from mer_dg.protocol.files import LONGEST_FILE_NAME, file_name, write_atomic
 
 HOSTILE = [
   "../../../../ESCAPED/x",
@@ -85,3 +86,17 @@ def test_every_name_can_be_read_back_so_none_clash(name):
   if "~" not in made:
     assert _decoded(made) == name
   assert pathlib.PurePosixPath(made).name == made
+
+
+def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / "report.md"
+  write_atomic(path, "old")
+
+  def disk_full(_):
+    raise OSError("no space left")
+
+  monkeypatch.setattr(os, "fsync", disk_full)
+  with pytest.raises(OSError, match="no space"):
+    write_atomic(path, "new text")
+  assert path.read_text() == "old"
+  assert list(tmp_path.iterdir()) == [path]

@@ -164,11 +164,18 @@ def test_a_complete_last_line_that_is_no_record_is_an_error(tmp_path, make):
     protocol.read_records(path)
 
 
+def test_the_older_name_of_re_paired_validation_is_read(tmp_path, make):
+  path = tmp_path / "results.jsonl"
+  protocol.append_records(path, [make(metrics={"val/repaired/nll": 0.5})])
+  (record,) = protocol.read_records(path)
+  assert record["metrics"] == {"val/re-paired/nll": 0.5}
+
+
 def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, make):
   path = tmp_path / "results.jsonl"
   code = (
     "import json, sys\n"
-    "from mer_dg import reporting\n"
+    "from mer_dg import protocol\n"
     "template = json.loads(sys.argv[2])\n"
     "for step in range(100000):\n"
     "  record = {**template, 'step': step}\n"
@@ -182,10 +189,12 @@ def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, make)
     cwd=os.getcwd(),
     env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
   )
+  line = ""
   for line in child.stdout:
     if int(line) == 20:
       child.send_signal(signal.SIGKILL)
       break
+  assert line.strip() == "20"  # It wrote, until it was killed.
   acknowledged = [int(x) for x in child.stdout.read().split()] or [20]
   child.wait()
   steps = [make(step=s) for s in range(acknowledged[-1] + 10)]

@@ -146,23 +146,23 @@ def test_comparing_nothing_is_an_error():
     protocol.check_comparable([])
 
 
-def test_repaired_validation_looks_at_repaired_rows_alone():
-  def record(step, paired, repaired, nll=1.0):
+def test_re_paired_validation_looks_at_re_paired_rows_alone():
+  def record(step, paired, moved, nll=1.0):
     metrics = {
       "val/accuracy": paired,
       "val/nll": 0.0,
-      "val/repaired/accuracy": repaired,
-      "val/repaired/nll": nll,
-      "target/accuracy": 1 - repaired,
+      "val/re-paired/accuracy": moved,
+      "val/re-paired/nll": nll,
+      "target/accuracy": 1 - moved,
     }
     return {"run_id": "a", "step": step, "metrics": metrics}
 
   run = [record(1, 0.9, 0.3), record(2, 0.5, 0.6), record(3, 0.4, 0.6, nll=0.5)]
   step = lambda rule: protocol.select(run, rule)[0]["step"]
   assert step("source_val") == 1
-  assert step("repaired_val") == 3  # Tie with step 2: the lower re-paired NLL.
+  assert step("re-paired_val") == 3  # Tie with step 2: the lower re-paired NLL.
   assert step("oracle") == 1
   trials = [
     r | dict(dataset="d", method="m", target="t", hyper={"w": r["step"]}) for r in run
   ]
-  assert [r["step"] for r in protocol.best_trial(trials, "repaired_val")] == [3]
+  assert [r["step"] for r in protocol.best_trial(trials, "re-paired_val")] == [3]

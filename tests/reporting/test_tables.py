@@ -1,19 +1,25 @@
 """Tables are functions of records; the numbers are checked by hand."""
 
-import csv
 import io
 import math
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mer_dg import reporting
-from mer_dg.reporting import formats
+from mer_dg.reporting import names, tables
 
 
 @pytest.fixture
 def table(experiment):
   return reporting.build_table(experiment, reference="erm")
+
+
+def cells(table):
+  header, body = tables.grid(table)
+  return {line[0]: dict(zip(header, line, strict=True)) for line in body}
 
 
 def test_rows_hold_the_numbers_of_the_selected_step(table):
@@ -29,51 +35,69 @@ def test_rows_hold_the_numbers_of_the_selected_step(table):
   # t(0.975, 2) = 4.3027; seeds .50 .52 .54 have a deviation of .02.
   half = 4.3027 * 0.02 / math.sqrt(3)
   np.testing.assert_allclose(erm.targets["a"].high, 0.52 + half, rtol=1e-4)
-  # All 6 paired differences are positive: p = 2 / 2^6.
-  assert mer.difference.p == 2 / 2**6
-  assert mer.p_holm == mer.difference.p  # One comparison: nothing to adjust.
+  # All 6 paired differences are positive: p = 2 / 2^6; one comparison adjusts nothing.
+  assert mer.difference.p == mer.p_holm == 2 / 2**6
 
 
-def test_other_rules_take_other_steps_and_say_so(experiment):
-  last = reporting.build_table(experiment, rule="last")
-  oracle = reporting.build_table(experiment, rule="oracle")
-  for t in (last, oracle):  # Both are step 30: 5 points more on the target.
-    np.testing.assert_allclose(t.rows[-1].targets["a"].mean, 0.57)
-  assert "ORACLE" in reporting.to_markdown(oracle)
-  assert "last step" in reporting.to_markdown(last)
+@pytest.mark.parametrize(
+  ("rule", "mean"),
+  [("source_val", 0.42), ("re-paired_val", 0.47), ("last", 0.47), ("oracle", 0.47)],
+)
+def test_every_rule_takes_its_step(experiment, rule, mean):
+  # Re-paired validation of ERM is .7 at steps 10 and 30, with the lower NLL at 30.
+  table = reporting.build_table(experiment, rule=rule, reference="erm")
+  np.testing.assert_allclose(table.rows[0].mean.mean, mean)
 
 
-def test_markdown_has_marks_numbers_and_what_they_cost(table):
-  text = reporting.to_markdown(table)
-  lines = text.splitlines()
-  header = [c.strip() for c in lines[0].strip("|").split("|")]
-  cells = [[c.strip() for c in x.strip("|").split("|")] for x in lines[2:4]]
-  assert header == [
-    *("method", "source val.", "a", "b", "mean", "paired difference to erm")
+def test_left_out_sources_choose_setting_and_step(make):
+  def runs(w, target, sources, value):
+    metrics = {"val/accuracy": 1 - w, "target/accuracy": value}
+    return make(hyper={"w": w}, target=target, sources=sources, metrics=metrics)
+
+  # Source validation prefers w = 0, the left-out sources prefer w = 0.5.
+  inner = [runs(w, s, [o], 0.4 + w) for w in (0.0, 0.5) for s, o in ("ab", "ba")]
+  final = [runs(w, "t", ["a", "b"], 0.25 + w) for w in (0.0, 0.5)]
+  rule = "leave_one_source_out"
+  (row,) = reporting.build_table(final, rule=rule, inner=inner).rows
+  assert (row.mean.mean, row.trials) == (0.75, 2)
+  (row,) = reporting.build_table(final, inner=inner).rows
+  assert row.mean.mean == 0.25
+
+
+def test_cells_show_numbers_marks_and_no_interval_of_few_seeds(table):
+  found = cells(table)
+  assert [*found["erm" if "erm" in found else "ERM"]] == [
+    *("method", "mean", "difference to ERM", "source val.", "a", "b")
   ]
-  assert cells[0][:3] == ["erm", "90.0 ± 0.0", "*52.0 ± 5.0*"]
-  # Seeds of mer: .50 + .09, .52 + .10, .54 + .11, deviation .03: half 7.5 points.
-  assert cells[1][2] == "**62.0 ± 7.5**"
-  assert cells[1][-1].startswith("+10.0 [+9.")
-  assert cells[1][-1].endswith("p = 0.031")
-  assert len({len(line) for line in lines[:4]}) == 1  # Reads well in a terminal.
-  for said in (
-    *("accuracy (%) on toy (video + audio)", "selected on source validation"),
-    *("3 seeds per target", "1 hyperparameter setting tried", "data version 1.0"),
-    *("2 cores of some CPU", "0123456789-dirty", "Student t", "sign-flip"),
-  ):
-    assert said in text, said
+  # Three seeds: the t interval of a target would be ± 5.0, and is not shown.
+  assert (found["ERM"]["a"], found["ERM"]["a"].mark) == ("52.0", "second")
+  assert (found["mer"]["a"], found["mer"]["a"].mark) == ("62.0", "best")
+  assert found["mer"]["mean"].startswith("52.0 ± ")
+  assert found["ERM"]["difference to ERM"] == "–"
+  assert re.fullmatch(
+    r"\+10\.0 \[\+10\.0, \+10\.0\], p = 0\.031", found["mer"]["difference to ERM"]
+  )
+
+
+def test_four_seeds_have_an_interval(make):
+  runs = [
+    make(seed=s, metrics={"val/accuracy": 1, "target/accuracy": 0.5 + 0.1 * s})
+    for s in range(4)
+  ]
+  # t(0.975, 3) = 3.182, deviation .1291: ± 20.5. One target: no column of means.
+  assert cells(reporting.build_table(runs))["ERM"]["d3"] == "65.0 ± 20.5"
+  assert cells(reporting.build_table(runs[:3]))["ERM"]["d3"] == "60.0"
+  assert "mean" not in cells(reporting.build_table(runs))["ERM"]
 
 
 def test_a_missing_cell_is_a_dash_and_leaves_no_mean(experiment):
   part = [r for r in experiment if (r["method"], r["target"]) != ("mer", "b")]
   table = reporting.build_table(part, reference="erm")
   mer = table.rows[1]
-  assert mer.mean is None
-  assert mer.difference is None
+  assert mer.mean is mer.difference is None
   assert list(mer.differences) == ["a"]
-  row = reporting.to_markdown(table).splitlines()[3]
-  assert [c.strip() for c in row.strip("|").split("|")][3:] == ["–", "–", "–"]
+  found = cells(table)["mer"]
+  assert [found["b"], found["mean"], found["difference to ERM"]] == ["–"] * 3
 
 
 def test_pairs_are_equal_seeds_only(experiment):
@@ -84,106 +108,96 @@ def test_pairs_are_equal_seeds_only(experiment):
   assert mer.difference.n == 4
 
 
+def as_method(records, name):
+  own = [r for r in records if r["method"] == "mer"]
+  return [r | {"method": name, "run_id": name + r["run_id"]} for r in own]
+
+
 def test_holm_is_used_with_more_than_one_comparison(experiment):
-  mm = [
-    {**r, "method": "mm", "run_id": "mm" + r["run_id"]}
-    for r in experiment
-    if r["method"] == "mer"
-  ]
-  table = reporting.build_table(experiment + mm, reference="erm")
+  table = reporting.build_table(
+    experiment + as_method(experiment, "mm"), reference="erm"
+  )
   assert [r.p_holm for r in table.rows[1:]] == [4 / 2**6, 4 / 2**6]
-  assert "Holm-adjusted over 2" in reporting.to_markdown(table)
+  assert not any(row.sure for row in table.rows)
 
 
 def test_a_search_is_resolved_and_owned_up_to(make):
-  def run(w, seed, val, tgt):
-    metrics = {"val/accuracy": val, "target/accuracy": tgt}
-    return make(method="mer", hyper={"w": w}, seed=seed, metrics=metrics)
+  def run(w, seed):
+    metrics = {"val/accuracy": 0.5 + w, "target/accuracy": 0.9 - w}
+    return make(hyper={"w": w}, seed=seed, metrics=metrics, trials=2)
 
-  runs = [run(w, s, 0.5 + w, 0.9 - w) for w in (0.0, 0.1, 0.2) for s in (0, 1)]
-  table = reporting.build_table(runs)
+  table = reporting.build_table([run(w, s) for w in (0.0, 0.1, 0.2) for s in (0, 1)])
   np.testing.assert_allclose(table.rows[0].targets["d3"].mean, 0.7)  # w = 0.2
   assert table.rows[0].trials == 3
-  assert "3 hyperparameter settings tried" in reporting.to_markdown(table)
 
 
-def test_one_target_has_no_mean_column_and_one_method_no_marks(make):
-  runs = [make(seed=s) for s in range(2)]
-  text = reporting.to_markdown(reporting.build_table(runs))
-  assert "mean |" not in text
-  assert "*" not in text
-  assert "difference" not in text
-
-
-def test_equal_numbers_as_printed_share_the_mark(make):
-  def run(method, value):
-    return make(method=method, metrics={"val/accuracy": 1, "target/accuracy": value})
-
-  values = {"x": 0.50001, "y": 0.50002, "z": 0.4}
-  text = reporting.to_markdown(
-    reporting.build_table([run(*item) for item in values.items()])
-  )
-  assert text.count("**50.0**") == 2
-  assert text.count("*40.0*") == 1
-
-
-def test_lower_is_better_for_nll_in_nats(experiment):
-  table = reporting.build_table(experiment, metric="nll", reference="erm")
-  text = reporting.to_markdown(table)
-  # Step 20 has the lowest val/nll; ERM on a: 2 - .52 = 1.48, MER 1.38 is better.
-  assert "*1.480 ± 0.050*" in text
-  assert "**1.380 ± 0.075**" in text
-  assert "(nats)" in text
-
-
-def test_a_diverged_run_shows_and_is_never_best(make):
-  def run(method, value):
-    return make(method=method, metrics={"val/accuracy": 1, "target/accuracy": value})
-
-  runs = [run("x", math.nan), run("y", 0.5), run("z", 0.4)]
-  text = reporting.to_markdown(reporting.build_table(runs, reference="y"))
-  row = next(line for line in text.splitlines() if line.startswith("| x"))
-  assert "NaN" in row
-  assert "*" not in row
-
-
-def test_latex_is_escaped_and_balanced(make):
-  runs = [
-    make(method=m, target="a&b_c", metrics={"val/accuracy": 1, "target/accuracy": v})
-    for m, v in (("mer_kde", 0.6), ("50%", 0.5), ("x", 0.1))
+def of_values(make, metric="accuracy", **values):
+  return [
+    make(method=m, metrics={f"val/{metric}": 1, f"target/{metric}": v})
+    for m, v in values.items()
   ]
+
+
+@pytest.mark.parametrize(
+  ("metric", "values", "marks"),
+  [
+    ("accuracy", (0.50001, 0.50002, 0.4), ("best", "best", "second")),  # As printed.
+    ("accuracy", (math.nan, 0.5, 0.4), ("", "best", "second")),
+    ("nll", (1.5, 1.0, 0.5), ("", "second", "best")),  # Lower is better.
+    ("accuracy", (0.5, 0.5, 0.5), ("", "", "")),
+  ],
+)
+def test_best_and_second_are_marked(make, metric, values, marks):
+  runs = of_values(make, metric, **dict(zip("xyz", values, strict=True)))
+  found = cells(reporting.build_table(runs, metric=metric))
+  assert tuple(found[m]["d3"].mark for m in "xyz") == marks
+  assert found["x"]["d3"] == names.number(values[0], metric)
+
+
+def test_latex_is_escaped_balanced_labelled_and_fits(make, experiment):
+  runs = of_values(make, mer_x=0.6, **{"50%": 0.5, "x": 0.1})
+  runs = [r | {"target": "a&b_c"} for r in runs]
   text = reporting.to_latex(reporting.build_table(runs))
-  for piece in (r"mer\_kde", r"a\&b\_c", r"50\%", r"\textbf{60.0}", r"\toprule"):
+  for piece in (r"mer\_x", r"a\&b\_c", r"50\%", r"\textbf{60.0}", r"\underline{50.0}"):
     assert piece in text, piece
-  assert r"\underline{50.0}" in text
+  for piece in (r"\toprule", r"\label{tab:toy-video-audio-source-val}", r"\caption{"):
+    assert piece in text, piece
+  assert "booktabs" in text.splitlines()[0]
   assert text.count("{") == text.count("}")
-  body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-  counts = {x.replace(r"\&", "").count("&") for x in body.splitlines() if "&" in x}
-  assert counts == {2}
-  assert r"\begin{tabular}{lrr}" in text
+  assert r"\begin{tabular}{lr}" in text
+  text = reporting.to_latex(reporting.build_table(experiment, reference="erm"))
+  lines = [line for line in text.splitlines() if line.startswith(("ERM &", "mer &"))]
+  assert re.fullmatch(r"mer & \\textbf{52\.0 \$\\pm\$ .*} & \+10\.0\* & .*", lines[1])
+  assert max(map(len, lines)) < 100  # No interval per target, no source validation.
 
 
-def test_pipes_in_names_do_not_break_markdown(make):
-  text = reporting.to_markdown(reporting.build_table([make(target="a|b")]))
-  assert r"a\|b" in text
+def test_csv_is_tidy_and_exact(experiment):
+  frames = [reporting.to_frame(reporting.choose(experiment, r)) for r in names.RULES
+            if r != "leave_one_source_out"]  # fmt: skip
+  found = pd.read_csv(io.StringIO(reporting.to_csv(frames, "accuracy")))
+  assert len(found) == 4 * 2 * 2 * 3  # Rules x methods x targets x seeds.
+  assert found["modalities"].unique().tolist() == ["video+audio"]
+  mean = found.groupby(["selection", "method", "target"])["value"].mean()
+  np.testing.assert_allclose(mean["source_val", "mer", "a"], 0.62)
+  one = found.query("selection == 'oracle' and method == 'erm' and target == 'b'")
+  runs = [r for r in experiment if (r["method"], r["target"]) == ("erm", "b")]
+  wanted = [r["metrics"]["target/accuracy"] for r in runs if r["step"] == 30]
+  assert one["value"].tolist() == wanted
+  assert one["source_val"].tolist() == [0.8] * 3
+  assert one["step"].tolist() == [30] * 3
 
 
-def test_csv_has_every_run_at_full_precision(experiment, table):
-  oracle = reporting.build_table(experiment, rule="oracle", reference="erm")
-  lines = list(csv.DictReader(io.StringIO(reporting.to_csv([table, oracle]))))
-  assert len(lines) == 2 * 2 * 3  # Tables x methods x (targets and mean).
-  assert tuple(lines[0]) == formats.CSV_FIELDS
-  (mer,) = [
-    x
-    for x in lines
-    if (x["selection"], x["method"], x["target"]) == ("source_val", "mer", "a")
-  ]
-  values = [float(v.split(":")[1]) for v in mer["values"].split()]
-  np.testing.assert_allclose(values, [0.59, 0.62, 0.65])
-  assert [v.split(":")[0] for v in mer["values"].split()] == ["0/0", "1/0", "2/0"]
-  np.testing.assert_allclose(float(mer["difference"]), 0.1)
-  assert mer["p_holm"] == ""  # Adjusted over methods for the mean only.
-  assert lines[0]["difference"] == ""  # The reference has none.
+@pytest.mark.parametrize("name", ["=1+1", "+x", "-x", "@SUM(A1)", "\tx"])
+def test_csv_holds_no_formula(make, name):
+  rows = reporting.to_frame(reporting.choose([make(method=name, target=name)]))
+  found = pd.read_csv(io.StringIO(reporting.to_csv([rows], "accuracy")))
+  assert found.loc[0, "method"] == found.loc[0, "target"] == "'" + name
+
+
+def test_markdown_cells_are_no_markup():
+  text = names.pipe_table(["a|b"], [["<script>x"], ["[a](b)\n`c`"]])
+  head, _, first, second = (line.strip("| ") for line in text.splitlines())
+  assert (head, first, second) == (r"a\|b", "&lt;script>x", r"[a]\(b) 'c'")
 
 
 @pytest.mark.parametrize("field", ["data_version", "config_hash", "dataset"])
@@ -192,10 +206,12 @@ def test_records_that_must_not_be_mixed_are_refused(make, field):
     reporting.build_table([make(), make(method="mer", **{field: "other"})])
 
 
-def test_bad_requests(experiment):
+def test_bad_requests(experiment, make):
   with pytest.raises(ValueError, match=r"reference='irm' is not one of \('mer', 'erm"):
     reporting.build_table(experiment, reference="irm")
   with pytest.raises(ValueError, match="no metric 'val/f1'"):
     reporting.build_table(experiment, metric="f1")
+  with pytest.raises(ValueError, match="no metric 'target/accuracy'"):
+    reporting.build_table([make(metrics={"val/accuracy": 1})])
   with pytest.raises(ValueError, match="no records"):
     reporting.build_table([])
