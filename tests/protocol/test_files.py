@@ -93,10 +93,10 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
   write_atomic(path, "old")
 
   def disk_full(_):
-    raise OSError("no space left")
+    raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(os, "fsync", disk_full)
-  with pytest.raises(OSError, match="no space"):
+  with pytest.raises(OSError, match=r"No space left on device: .*report\.md"):
     write_atomic(path, "new text")
   assert path.read_text() == "old"
   assert list(tmp_path.iterdir()) == [path]
