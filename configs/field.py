@@ -2,8 +2,8 @@ r"""The methods of the field against plain fusion, each with its defaults.
 
   python main.py --config=configs/field.py:cooccurrence
   python main.py --config=configs/field.py:gesture_phase
-  # One more method later: only its runs are trained.
-  python main.py --config=configs/field.py:cooccurrence --config.methods="('erm','mer_kde+ema')"
+  # One more method in the same folder later: only its runs are trained.
+  python main.py --config=configs/field.py:cooccurrence --config.methods="('sam+ema',)"
 
 The argument is a set. Every method of docs/methods.md but the entropy and mixing ones
 beyond mer_kde and mm; nothing is tuned. The folder of the real sets is MER_DG_DATA
