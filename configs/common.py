@@ -123,7 +123,8 @@ def get_config() -> config_dict.ConfigDict:
   c.search = dict(
     trials=0,
     seeds=(100, 101),  # Fresh seeds (above) are used for the table.
-    # {method: {term or "optimizer": {number: (low, high)}}}, drawn log-uniformly.
+    # {method: {term, "network" or "optimizer": {number: (low, high)}}}, drawn
+    # log-uniformly; a method that is not named takes the ranges of its terms.
     space=dict(),
   )
   return c

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from mer_dg.experiments.runs import Evaluation, Run
+from mer_dg.methods import SETTINGS, merge_recipes, numbers_of
 from mer_dg.protocol import Assignment, validation_score
 
 # What a search finds for a method and task: overrides, and how many it tried.
@@ -31,15 +32,12 @@ def draw(trial: int, name: str, low: float, high: float) -> float:
 def search_runs(config: Mapping[str, Any], tasks: Sequence[Assignment]) -> list[Run]:
   """Runs of the search: every method, task, trial and search seed.
 
-  Trial 0 is the default; a method without a space has that trial alone.
+  Trial 0 is the default; a method without a space, in the config or its own terms, has
+  that trial alone.
   """
   search, runs = config["search"], []
   for method in config["methods"]:
-    space = {
-      f"{term}.{number}": bounds
-      for term, numbers in search["space"].get(method, {}).items()
-      for number, bounds in numbers.items()
-    }
+    space = _space(config, method)
     trials = search["trials"] if space else 0
     for trial in range(trials + 1):
       overrides = tuple(
@@ -51,6 +49,23 @@ def search_runs(config: Mapping[str, Any], tasks: Sequence[Assignment]) -> list[
         for seed in search["seeds"]
       ]
   return runs
+
+
+def _space(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+  """``{"term.number": (low, high)}``: of the config, else the ranges of its terms."""
+  recipe = merge_recipes(method, config["recipes"])
+  if method in config["search"]["space"]:
+    groups = config["search"]["space"][method].items()
+    return {
+      f"{t}.{n}": bounds for t, numbers in groups for n, bounds in numbers.items()
+    }
+  return {
+    f"{term}.{name}": number.search
+    for term, fields in recipe.items()
+    if term not in SETTINGS
+    for name, number in numbers_of(term, fields, ()).items()
+    if number.search
+  }
 
 
 def final_runs(

@@ -8,6 +8,7 @@ import pytest
 from mer_dg.experiments import ConfigError, Workbench, validate
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.search import choose, draw, final_runs, search_runs
+from mer_dg.methods import numbers_of
 from mer_dg.protocol import Assignment
 
 TASKS = [Assignment("d0"), Assignment("d1")]
@@ -146,3 +147,14 @@ def test_one_name_for_two_recipes_gives_two_ids(config):
     config["recipes"]["mer_kde"]["mer"]["scope"] = scope
     ids.add(run_id(Workbench(validate(config)), run))
   assert len(ids) == 2
+
+
+def test_a_method_without_a_space_takes_the_ranges_of_its_terms(tiny):
+  config = validate(tiny("", methods=("heads", "mer_vmf"), search__trials=2))
+  config["search"]["space"] = {"heads": {"unimodal": {"weight": (0.2, 0.2)}}}
+  named = {r.method: r.overrides for r in search_runs(config, TASKS) if r.overrides}
+  assert named["heads"] == (("unimodal.weight", pytest.approx(0.2)),)
+  (name, value), *_ = named["mer_vmf"]
+  low, high = numbers_of("mer", {}, ())["weight"].search
+  assert name == "mer.weight"
+  assert low <= value <= high
