@@ -23,6 +23,19 @@ _METHODS = {
   "mer_logdet": "MER (logdet)",
   "mm": "MM",
   "mm_alternate": "MM (alternating)",
+  "md": "Modality dropout",
+  "late": "Late fusion",
+  "mer_vmf": "MER (vMF)",
+  "mm_nested": "MM (nested)",
+  "rna": "RNA-Net",
+  "simmmdg": "SimMMDG",
+  "ogm_ge": "OGM-GE",
+  "pmr": "PMR",
+  "mixup": "Mixup",
+  "sam": "SAM",
+  "ema": "EMA",
+  "sma": "SMA",
+  "swad": "SWAD",
 }
 # Colour-blind safe after Okabe & Ito, Color universal design, 2008, but dark enough to
 # be seen on white; and what stands for it on the page in its dark scheme.

@@ -85,7 +85,7 @@ HEADINGS = (
     "For these targets: 8 pairs",
     "Left out",
   ),
-  *("heads, seed 7", "simmmdg: no runs", "The numbers", "Over training"),
+  *("heads, seed 7", "SimMMDG: no runs", "The numbers", "Over training"),
   *("Leaning on pairings", "With a modality missing", "Networks of the last step."),
   *("mean for m1", "With a modality corrupted", "m1: spikes", "Inside the embeddings"),
   *("domain told (%)", "Embeddings in two dimensions", "d0 held out, seed 0"),
