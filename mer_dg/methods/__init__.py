@@ -2,18 +2,28 @@
 
 from mer_dg.methods import (
   average,
+  cmc,
+  cmrf,
+  cmt,
+  coral,
+  dann,
   fused,
+  group_dro,
   heads,
+  mbcd,
   md,
   mer,
   mixup,
   mm,
+  mmd,
+  moosa,
   ogm_ge,
   pmr,
   rna,
   sam,
   simmmdg,
   swad,
+  vrex,
 )
 from mer_dg.methods.method import (
   Method,
@@ -56,6 +66,16 @@ for _file in (
   sam,
   average,
   swad,
+  cmc,
+  cmt,
+  coral,
+  mmd,
+  dann,
+  vrex,
+  group_dro,
+  moosa,
+  cmrf,
+  mbcd,
 ):
   register(_file.SPEC)
 

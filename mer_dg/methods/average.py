@@ -6,9 +6,9 @@ of the weights from step ``start`` on, that of the step itself included (Arpit e
 Ensemble of Averages, 2022).
 """
 
-import jax
 import jax.numpy as jnp
 
+from mer_dg.methods import _parts
 from mer_dg.methods.term import Number, Spec, Term
 
 
@@ -17,19 +17,14 @@ def make(task, options):
     del key, task
     return {}, params
 
-  def share_of_new(step, hyper):
-    t = step + 1.0
-    if options["kind"] == "ema":
-      return 1.0 - jnp.minimum(hyper["beta"], (1 + t) / (10 + t))
-    since = t - jnp.round(hyper["start"] * task.total_steps)
-    return 1.0 / jnp.maximum(since, 1.0)
-
   def update(mean, aux, params, ctx):
     del aux
-    new = share_of_new(ctx.step, ctx.hyper)
-    return jax.tree.map(
-      lambda a, p: ((1 - new) * a + new * p).astype(p.dtype), mean, params
-    )
+    if options["kind"] == "ema":
+      share = _parts.ema_share(ctx.hyper["beta"], ctx.step)
+    else:
+      start = jnp.round(ctx.hyper["start"] * task.total_steps)
+      share = _parts.sma_share(start, ctx.step)
+    return _parts.average(mean, params, share)
 
   return Term(init=init, update=update, eval_params=lambda params, mean: mean)
 
