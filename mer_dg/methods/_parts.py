@@ -144,8 +144,12 @@ def distance_of_domains(distance, features: str, outputs, batch, modalities):
 # Discriminators: a branch for each modality, one classifier behind all of them.
 
 
+def branch_width(task) -> int:
+  return 512 if max(task.widths) >= 512 else 128
+
+
 def init_discriminator(key, task, name: str, classes: int, *, deep: bool) -> dict:
-  hidden = 512 if max(task.widths) >= 512 else 128
+  hidden = branch_width(task)
   widths = (hidden, hidden // 2, classes) if deep else (hidden, classes)
   own = {name: init_mlp(named_key(key, name), widths)}
   for m, d in task.width.items():
