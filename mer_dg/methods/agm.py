@@ -92,5 +92,5 @@ SPEC = Spec(
   {"weight": WEIGHT, "alpha": Number(0.1, 0.0, 1e3, search=(0.01, 1.0))},
   recipes={"agm": {"agm": {}}},
   replaces=("fused",),
-  off={"alpha": 0.0},
+  off={"weight": 1.0, "alpha": 0.0},
 )

@@ -32,8 +32,10 @@ def make(task, options):
   def init(key, task, params):
     del key, params
     zero = jnp.zeros((2, size))  # Training rows, held-out rows.
-    weights = jnp.array([0.6 / (size - 1)] * (size - 1) + [0.4])
-    before = jnp.full((2, size), jnp.inf)  # Mean losses of the window before.
+    weights = jnp.full(size, 0.6 / (size - 1), jnp.float32).at[-1].set(0.4)
+    before = jnp.full(
+      (2, size), jnp.inf, jnp.float32
+    )  # Mean losses of the window before.
     return {}, {"sum": zero, "rows": zero, "before": before, "weights": weights}
 
   def loss(outputs, batch, ctx):

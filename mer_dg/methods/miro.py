@@ -29,7 +29,7 @@ def make(task, options):
   def init(key, task, params):
     del key
     b = math.log(math.expm1(_START - _LEAST))
-    return {m: jnp.full(d, b) for m, d in task.width.items()}, params
+    return {m: jnp.full(d, b, jnp.float32) for m, d in task.width.items()}, params
 
   def loss(outputs, batch, ctx):
     first = ctx.model.apply(ctx.memory, batch).embeddings

@@ -71,6 +71,8 @@ def make(task, options):
 
 def weighted_heads(logits, label, here, temperature):
   """``(mean_i sum_j w_ij CE_ij, mean_j mean_i H_ij)``; ``here`` is bool [B, heads]."""
+  seen = zip(logits.items(), here.T, strict=True)
+  logits = {head: jnp.where(rows[:, None], v, 0) for (head, v), rows in seen}
   weights = entropy_weights(logits, temperature=temperature) * here
   weights /= jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-12)
   nll = [-_parts.of_label(jax.nn.log_softmax(v), label) for v in logits.values()]

@@ -70,5 +70,5 @@ SPEC = Spec(
   },
   recipes={"remix": {"remix": {}}},
   replaces=("fused",),
-  off={"warmup": 1.0, "unimodal": 0.0},
+  off={"weight": 1.0, "warmup": 1.0, "unimodal": 0.0},
 )
