@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.contracts import named_key
+from mer_dg.entropy import unit_sphere
 from mer_dg.losses import (
   cross_entropy,
   masked_mean,
@@ -29,12 +30,6 @@ def needs_halves(task, method: str) -> None:
   """Raises a ValueError for embeddings that have no two halves."""
   if odd := {m: d for m, d in task.width.items() if d % 2}:
     raise ValueError(f"{method} halves the embeddings; their widths {odd} are odd.")
-
-
-def unit(x):
-  """Rows on the unit sphere; a zero row stays, with gradient 0."""
-  square = jnp.sum(x * x, axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
 # Translators between all modalities, and projectors of the shared halves (SimMMDG).
@@ -81,7 +76,8 @@ def project_shared(own, z) -> dict:
   """Projections of the first halves, unit rows ``{m: [B, 128]}``."""
   half = lambda x: x[:, : x.shape[1] // 2]
   return {
-    m: unit(mlp(own[f"project_{m}"], half(x), normalize=True)) for m, x in z.items()
+    m: unit_sphere(mlp(own[f"project_{m}"], half(x), normalize=True))
+    for m, x in z.items()
   }
 
 

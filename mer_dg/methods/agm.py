@@ -76,7 +76,7 @@ def damping(memory, score, some, alpha):
 
 
 def shapley(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Coalitions bool [C, M] without the empty one, and weights [M, C] of their values."""
+  """Coalitions bool [C, M] but the empty one, and weights [M, C] of their values."""
   every = np.array(list(itertools.product([False, True], repeat=size)))[1:]
   ways = lambda k: math.factorial(k) * math.factorial(size - k - 1)
   # A coalition with m is added to one of a member less, one without is subtracted.

@@ -8,8 +8,8 @@ are the network's, the ones that MER acts on, as in the released code. Rows that
 modality are left out.
 """
 
+from mer_dg.entropy import unit_sphere
 from mer_dg.losses import supervised_contrastive
-from mer_dg.methods._parts import unit
 from mer_dg.methods.term import Number, Spec, Term, needs_two, whole_rows
 
 
@@ -18,7 +18,7 @@ def make(task, options):
   needs_two(task, "cmc")
 
   def loss(outputs, batch, ctx):
-    projections = {m: unit(outputs.projections[m]) for m in task.modalities}
+    projections = {m: unit_sphere(outputs.projections[m]) for m in task.modalities}
     value = supervised_contrastive(
       projections,
       batch["label"],

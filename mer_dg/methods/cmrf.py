@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.contracts import named_key
+from mer_dg.entropy import unit_sphere
 from mer_dg.losses import supervised_contrastive, translation_distance
 from mer_dg.methods import _parts
 from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two, whole_rows
@@ -33,9 +34,9 @@ def make(task, options):
 
   def loss(outputs, batch, ctx):
     hyper, label, rows = ctx.hyper, batch["label"], whole_rows(batch)
-    own = {m: _parts.unit(outputs.projections[m]) for m in task.modalities}
+    own = {m: unit_sphere(outputs.projections[m]) for m in task.modalities}
     taught = ctx.model.apply(ctx.memory, batch).projections
-    taught = {m: _parts.unit(taught[m]) for m in task.modalities}
+    taught = {m: unit_sphere(taught[m]) for m in task.modalities}
     heads = _parts.unimodal_losses(outputs.unimodal_logits, batch, task.modalities)
     distill = jnp.float32(0.0)
     for a, b in itertools.combinations(task.modalities, 2):

@@ -33,29 +33,21 @@ def make(task, options):
     del key, params
     zero = jnp.zeros((2, size))  # Training rows, held-out rows.
     weights = jnp.full(size, 0.6 / (size - 1), jnp.float32).at[-1].set(0.4)
-    before = jnp.full(
-      (2, size), jnp.inf, jnp.float32
-    )  # Mean losses of the window before.
+    before = jnp.full((2, size), jnp.inf, jnp.float32)  # Means of the last window.
     return {}, {"sum": zero, "rows": zero, "before": before, "weights": weights}
 
   def loss(outputs, batch, ctx):
     held = held_out(batch["index"], ctx.hyper["held_out"])
     here = dict(batch["present"]) | {"fused": batch["mask"]}
-    logits = {m: outputs.unimodal_logits[m] for m in task.modalities}
-    logits["fused"] = outputs.logits
-    rows = {h: (here[h] & ~held, here[h] & held) for h in heads}
-    nll = [
-      [cross_entropy(logits[h], batch["label"], where=rows[h][i]) for h in heads]
-      for i in (0, 1)
-    ]
-    nll = jnp.stack([jnp.stack(each) for each in nll])  # [2, heads]
-    count = jnp.array([[rows[h][i].sum() for h in heads] for i in (0, 1)])
-    weights = ctx.memory["weights"]
-    aux = {"nll": jax.lax.stop_gradient(nll), "count": count * 1.0}
+    logits = dict(outputs.unimodal_logits) | {"fused": outputs.logits}
+    here, logits = (jnp.stack([of[h] for h in heads]) for of in (here, logits))
+    rows = jnp.stack([here & ~held[None], here & held[None]])  # [2, heads, B]
+    of = lambda values, rows: cross_entropy(values, batch["label"], where=rows)
+    nll = jax.vmap(jax.vmap(of), in_axes=(None, 0))(logits, rows)  # [2, heads]
+    weights, count = ctx.memory["weights"], jnp.sum(rows, axis=2, dtype=nll.dtype)
+    aux = {"nll": jax.lax.stop_gradient(nll), "count": count}
     aux |= {f"g_blend/{h}": weights[i] for i, h in enumerate(heads)}
-    return jnp.sum(weights * nll[0]), aux | {
-      "accuracy": _parts.accuracy(outputs, batch)
-    }
+    return weights @ nll[0], aux | {"accuracy": _parts.accuracy(outputs, batch)}
 
   def update(memory, aux, params, ctx):
     del params

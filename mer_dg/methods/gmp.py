@@ -28,49 +28,47 @@ def make(task, options):
 
   def init(key, task, params):
     del params
-    if domains < 2:
-      return {}, {}
-    return _parts.init_discriminator(key, task, "domain", domains, deep=True), {}
+    own = _parts.init_discriminator(key, task, "domain", domains, deep=True)
+    return (own if domains > 1 else {}), {}
 
   def loss(outputs, batch, ctx):
-    hyper, present = ctx.hyper, batch["present"]
+    hyper, label, domain = ctx.hyper, batch["label"], batch["domain"]
     net, own, z, logits = jax.lax.stop_gradient(
       (ctx.params, ctx.own, outputs.embeddings, outputs.unimodal_logits)
     )
     passed = lambda net: ctx.model.apply(net, batch, train=True)
+    each = lambda of: jnp.stack([of(m) for m in names])  # [M, B, ...]
+    here = each(lambda m: batch["present"][m])
 
     def told(own, z):
-      see = lambda m: _parts.discriminate(own, "domain", m, z[m], ctx.key)
-      return {m: see(m) for m in names}
+      return each(lambda m: _parts.discriminate(own, "domain", m, z[m], ctx.key))
 
-    def summed(logits, target, factor):
-      each = lambda m: cross_entropy(logits[m], target, where=present[m])
-      return sum(factor[m] * each(m) for m in names)
+    def losses(logits, target):
+      of = lambda values, rows: cross_entropy(values, target, where=rows)
+      return jax.vmap(of)(logits, here)
 
-    def factors(logits, target, alpha, power):
-      """Lead over the mean of the others (to the power of 1 or -1), and its factor."""
-      p = {m: _parts.of_label(jax.nn.softmax(logits[m]), target) for m in names}
-      p = {m: masked_mean(p[m], present[m]) for m in names}
-      rest = {m: (sum(p.values()) - p[m]) / (len(names) - 1) for m in names}
-      top, bottom = (p, rest) if power > 0 else (rest, p)
-      lead = {m: top[m] / (bottom[m] + 1e-6) for m in names}
-      hold = lambda r: jnp.where(r > 1, 1 - jnp.tanh(alpha * r), 1.0)
-      return lead, {m: hold(lead[m]) for m in names}
+    def compared(logits, target):
+      """Mean probability of the target, and the mean of the other modalities'."""
+      of = lambda v, rows: masked_mean(_parts.of_label(jax.nn.softmax(v), target), rows)
+      p = jax.vmap(of)(logits, here)
+      return p, (p.sum() - p) / (len(names) - 1)
 
-    label, domain, value = batch["label"], batch["domain"], jnp.float32(0.0)
-    rho, k = factors(logits, label, hyper["alpha_class"], 1)
-    aux = {f"gmp/class/{m}": k[m] for m in names}
-    k = {m: hyper["heads"] * k[m] for m in names}
-    by_class = lambda net: summed(passed(net).unimodal_logits, label, k)
-    found = jax.grad(by_class)(net)
+    q, rest = compared(each(lambda m: logits[m]), label)
+    rho = q / (rest + 1e-6)
+    k = hyper["heads"] * hold_back(rho, hyper["alpha_class"])
+    heads = lambda net: each(lambda m: passed(net).unimodal_logits[m])
+    found = jax.grad(lambda net: k @ losses(heads(net), label))(net)
+    aux, value = {f"gmp/class/{m}": k[i] for i, m in enumerate(names)}, jnp.float32(0.0)
     if domains > 1:
-      sigma, p = factors(told(own, z), domain, hyper["alpha_domain"], -1)
-      aux |= {f"gmp/domain/{m}": p[m] for m in names}
-      p = {m: -hyper["reversal"] * hyper["domain"] * p[m] for m in names}
-      by_domain = lambda net: summed(told(own, passed(net).embeddings), domain, p)
-      found = agree(found, jax.grad(by_domain)(net), rho, sigma, ctx.model)
+      delta, rest = compared(told(own, z), domain)
+      sigma = rest / (delta + 1e-6)
+      p = hyper["domain"] * hold_back(sigma, hyper["alpha_domain"])
+      fooled = lambda net: p @ losses(told(own, passed(net).embeddings), domain)
+      away = jax.tree.map(lambda g: -hyper["reversal"] * g, jax.grad(fooled)(net))
+      found = agree(found, away, dict(zip(names, rho >= sigma, strict=True)), ctx.model)
+      aux |= {f"gmp/domain/{m}": p[i] for i, m in enumerate(names)}
       # The discriminators' own objective.
-      value = summed(told(ctx.own, z), domain, dict.fromkeys(names, hyper["domain"]))
+      value = hyper["domain"] * losses(told(ctx.own, z), domain).sum()
     return value, aux | {"gradient": found}
 
   def transform(hyper):
@@ -84,24 +82,23 @@ def make(task, options):
   return Term(loss, init, transform=transform)
 
 
-def agree(c, d, rho, sigma, model):
-  """``c + d``; where a modality's conflict, that of the larger ratio is projected."""
+def hold_back(ratio, alpha):
+  return jnp.where(ratio > 1, 1 - jnp.tanh(alpha * ratio), 1.0)
+
+
+def agree(c, d, class_gives_way, model):
+  """``c + d``; where a modality's conflict, one is projected away from the other."""
   parts = jax.tree.leaves(model.parts(c))
   leaves, tree = jax.tree.flatten(jax.tree.map(jnp.add, c, d))
   c, d = jax.tree.leaves(c), jax.tree.leaves(d)
-  for m in rho:
+  for m, gives in class_gives_way.items():
     place = [i for i, p in enumerate(parts) if p in (f"encoder/{m}", f"head/{m}")]
-    cd, cc, dd = _dot(c, d, place), _dot(c, c, place), _dot(d, d, place)
-    conflict, first = jnp.minimum(cd, 0.0), rho[m] >= sigma[m]
-    of_c = jnp.where(first, 0.0, conflict / jnp.maximum(cc, 1e-12))
-    of_d = jnp.where(first, conflict / jnp.maximum(dd, 1e-12), 0.0)
-    for i in place:
-      leaves[i] -= of_c * c[i] + of_d * d[i]
+    onto = [jnp.where(gives, d[i], c[i]) for i in place]
+    dot = sum(jnp.vdot(c[i], d[i]) for i in place)
+    square = jnp.maximum(sum(jnp.vdot(g, g) for g in onto), 1e-12)
+    for i, g in zip(place, onto, strict=True):
+      leaves[i] -= jnp.minimum(dot, 0.0) / square * g
   return jax.tree.unflatten(tree, leaves)
-
-
-def _dot(a, b, place):
-  return sum(jnp.vdot(a[i], b[i]) for i in place)
 
 
 SPEC = Spec(
@@ -112,8 +109,8 @@ SPEC = Spec(
     "heads": Number(3.0, 0.0, 1e3, search=(0.1, 5.0)),
     "domain": Number(0.5, 0.0, 1e3, search=(0.01, 1.0)),
     "reversal": Number(0.3, 0.0, 1e3, search=(0.01, 1.0)),
-    "alpha_class": Number(0.5, 0.0, 1e3, search=(0.1, 1.0)),
-    "alpha_domain": Number(0.1, 0.0, 1e3, search=(0.1, 1.0)),
+    "alpha_class": Number(0.5, 0.0, 1e3, search=(0.01, 1.0)),
+    "alpha_domain": Number(0.1, 0.0, 1e3, search=(0.01, 1.0)),
   },
   recipes={"gmp": {"gmp": {}}},
 )

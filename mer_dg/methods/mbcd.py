@@ -20,6 +20,8 @@ from mer_dg.losses import cross_entropy, masked_mean, modality_dropout_probabili
 from mer_dg.methods import _parts
 from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two
 
+_PARTS = ("heads", "distill", "distill_heads")
+
 
 def make(task, options):
   del options
@@ -61,13 +63,10 @@ def make(task, options):
 
     value = cross_entropy(fused, batch["label"], where=mask)
     own = outputs.unimodal_logits
-    parts = {
-      "heads": heads(own),
-      "distill": divergence(fused, mask),
-      "distill_heads": sum(divergence(own[m], present[m]) for m in names),
-    }
-    value += sum(hyper[name] * part for name, part in parts.items())
-    aux = {f"mbcd/{name}": part for name, part in parts.items()}
+    alone = sum(divergence(own[m], present[m]) for m in names)
+    parts = zip(_PARTS, (heads(own), divergence(fused, mask), alone), strict=True)
+    aux = {f"mbcd/{name}": part for name, part in parts}
+    value += sum(hyper[name] * aux[f"mbcd/{name}"] for name in _PARTS)
     aux |= {f"mbcd/drop/{m}": rate for m, rate in rates.items()}
     return value, aux | {"accuracy": _parts.accuracy(outputs, batch)}
 
@@ -89,9 +88,7 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,
-    "heads": Number(1.0, 0.0, 1e3, search=(0.1, 2.0)),
-    "distill": Number(1.0, 0.0, 1e3, search=(0.1, 2.0)),
-    "distill_heads": Number(1.0, 0.0, 1e3, search=(0.1, 2.0)),
+    **dict.fromkeys(_PARTS, Number(1.0, 0.0, 1e3, search=(0.1, 2.0))),
     "base": SHARE,  # Least rate of a modality that is ahead.
     "inner_lr": Number(1e-4, 0.0, 1e3, search=(1e-4, 0.1)),
     "beta": Number(0.999, 0.0, 1.0),

@@ -43,25 +43,24 @@ def make(task, options):
     return own | {"jigsaw": init_mlp(named_key(key, "jigsaw"), widths)}, {}
 
   def loss(outputs, batch, ctx):
-    draw = lambda name: named_key(ctx.key, name)
+    label, draw = batch["label"], lambda name: named_key(ctx.key, name)
     z = {m: outputs.embeddings[m] for m in task.modalities}
     heads = {m: outputs.unimodal_logits[m] for m in z} | {"fused": outputs.logits}
     here = jnp.stack([batch["present"][m] for m in z] + [batch["mask"]], axis=1)
-    value, entropy = weighted_heads(
-      heads, batch["label"], here, ctx.hyper["head_temperature"]
-    )
-    share = 1 - ctx.hyper["masked"]
+    heat, share = ctx.hyper["head_temperature"], 1 - ctx.hyper["masked"]
+    value, entropy = weighted_heads(heads, label, here, heat)
     keep = lambda m, x: jax.random.bernoulli(draw(f"mask/{m}"), share, x.shape)
     shown = {m: jnp.where(keep(m, x), x, 0) for m, x in z.items()}
     parts = _parts.shared_and_specific(
       ctx.own, z, batch, ctx.key, temperature=ctx.hyper["temperature"], shown=shown
     )
-    order = jax.random.randint(draw("jigsaw"), batch["label"].shape, 0, len(table))
+    order = jax.random.randint(draw("jigsaw"), label.shape, 0, len(table))
     joined = jnp.concatenate(list(z.values()), axis=1)
     puzzle = jnp.take_along_axis(joined, jnp.asarray(table)[order], axis=1)
-    named = mlp(ctx.own["jigsaw"], puzzle)
-    parts["jigsaw"] = cross_entropy(named, order, where=whole_rows(batch))
-    parts["entropy"] = entropy
+    named = cross_entropy(
+      mlp(ctx.own["jigsaw"], puzzle), order, where=whole_rows(batch)
+    )
+    parts |= {"jigsaw": named, "entropy": entropy}
     value += sum(ctx.hyper[name] * part for name, part in parts.items())
     aux = {f"moosa/{name}": part for name, part in parts.items()}
     return value, aux | {"accuracy": _parts.accuracy(outputs, batch)}

@@ -76,7 +76,7 @@ def second_view(key, batch, modalities, noise):
     here = jnp.broadcast_to(here.reshape(-1, *(1,) * (x.ndim - 1)), x.shape)
     x = jnp.where(here, x, 0)  # What stands there may be NaN.
     axes = tuple(range(x.ndim - 1))
-    spread = jnp.std(x, axis=axes, keepdims=True, where=here)
+    spread = jnp.std(x, axis=axes, keepdims=True, where=here)  # NaN without a row.
     spread = jnp.where(jnp.any(here), spread, 0)
     drawn = jax.random.normal(named_key(key, m), x.shape)
     inputs[m] = x + noise * spread * drawn

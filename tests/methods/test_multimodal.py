@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from mer_dg.contracts import named_key
+from mer_dg.entropy import unit_sphere
 from mer_dg.losses import (
   cross_entropy,
   mean_shift_contrastive,
@@ -79,8 +80,10 @@ def test_moosa_weighs_the_heads_of_each_sample_by_their_entropy():
   second = (0 * 1 + np.log(2) / 2) / 1.5
   near(value, (first + second) / 2)
   near(entropy, 2 * np.log(2) / 3)
-  grad = jax.grad(lambda v: moosa.weighted_heads(v, label, here, 1.0)[0])(logits)
-  np.testing.assert_array_equal(grad["a"][1], 0.0)
+  of = lambda a: moosa.weighted_heads(logits | {"a": a}, label, here, 1.0)[0]
+  grad = jax.grad(of)(flat + 0.5)
+  np.testing.assert_array_equal(grad[1], 0.0)
+  assert np.abs(grad[0]).max() > 0
 
 
 def test_cmrf_shares_are_in_the_near_half():
@@ -98,7 +101,7 @@ def test_cmrf_distills_from_mixes_of_the_teacher_once_it_averages():
   assert before.loss(batch)[1]["cmrf/distill"] == 0.0
   value, aux = after.loss(batch)
   own = {
-    m: _parts.unit(r) for m, r in linear.apply(after.params, batch).projections.items()
+    m: unit_sphere(r) for m, r in linear.apply(after.params, batch).projections.items()
   }
   expected = 0.0
   for near_by, far in (("b", "a"), ("a", "b")):
@@ -132,6 +135,7 @@ def test_cmrf_evaluates_the_uniform_mean_of_weights_since_its_start():
 def test_mbcd_takes_the_fused_loss_after_a_unimodal_step_of_the_encoders():
   batch = make_batch()
   run = Run("mbcd", inner_lr=0.3, heads=0.0, distill=0.0, distill_heads=0.0)
+  run.params["head_b"] *= 4  # Sure of itself, so that some of "b" is dropped.
   slope = jax.grad(linear.unimodal)(run.params, batch)
   ahead = dict(run.params)
   for m in MODALITIES:
@@ -209,7 +213,8 @@ def test_jat_of_one_source_domain_trusts_by_classes():
   _, aux = run.loss(batch)
   logits = linear.apply(run.params, batch).unimodal_logits
   entropy = [_parts.entropy_of(logits[m]).mean() for m in MODALITIES]
-  near([aux[f"jat/trust/{m}"] for m in MODALITIES], jax.nn.softmax(jnp.stack(entropy)))
+  trust = jnp.stack([aux[f"jat/trust/{m}"] for m in MODALITIES])
+  near(trust, jax.nn.softmax(jnp.stack(entropy)))
 
 
 @pytest.mark.parametrize("class_leads", [True, False])
@@ -217,8 +222,8 @@ def test_gmp_projects_the_gradient_of_the_larger_ratio(class_leads):
   c = {"encoder_a": jnp.array([2.0]), "head_a": jnp.array([1.0, 0.0])}
   d = {"encoder_a": jnp.array([-1.0]), "head_a": jnp.array([0.0, 3.0])}
   agreed = {"encoder_b": jnp.array([1.0, 5.0])}
-  rho, sigma = {"a": 2.0, "b": 1.0}, {"a": 1.0 if class_leads else 3.0, "b": 1.0}
-  found = gmp.agree(c | agreed, d | agreed, rho, sigma, linear.MODEL)
+  gives_way = {"a": class_leads, "b": True}
+  found = gmp.agree(c | agreed, d | agreed, gives_way, linear.MODEL)
   near(found["encoder_b"], 2 * agreed["encoder_b"])
   flat = lambda g: np.concatenate([g["encoder_a"], g["head_a"]])
   x, y = flat(c), flat(d)
@@ -234,15 +239,18 @@ def test_gmp_adds_its_gradient_to_encoders_and_heads():
   task, batch = TASK._replace(num_domains=1), make_batch()
   run = Run("gmp", task, weight=2.0, alpha_class=0.7)
   _, aux = run.loss(batch)
-  factor = {m: float(aux[f"gmp/class/{m}"]) for m in MODALITIES}
-  assert min(factor.values()) < 1 == max(factor.values())
+  factor = {m: float(aux[f"gmp/class/{m}"]) for m in MODALITIES}  # Times 3.
+  assert min(factor.values()) < 3 == max(factor.values())
+  logits = linear.apply(run.params, batch).unimodal_logits
+  p = [jax.nn.softmax(logits[m])[jnp.arange(ROWS), batch["label"]].mean() for m in "ba"]
+  near(min(factor.values()), 3 * (1 - np.tanh(0.7 * max(p) / min(p))))
   slope = jax.grad(linear.unimodal)(run.params, batch)
   update = run.term.transform(run.hyper).update
   grads = {"net": jax.tree.map(jnp.ones_like, run.params), "terms": {}}
   found, _ = update(grads, None, {}, aux=aux)
   for m in MODALITIES:
     for name in (f"encoder_{m}", f"head_{m}"):
-      near(found["net"][name], 1 + 2.0 * 3.0 * factor[m] * slope[name])
+      near(found["net"][name], 1 + 2.0 * factor[m] * slope[name])
   near(found["net"]["fusion"], grads["net"]["fusion"])
 
 
@@ -272,6 +280,7 @@ def test_nel_second_view_is_noise_in_parts_of_each_channel():
   batch["inputs"]["a"] = x
   view = nel.second_view(jax.random.key(0), batch, MODALITIES, 0.1)["inputs"]["a"]
   assert np.isfinite(view).all()
+  view, x = np.asarray(view), np.asarray(x)
   moved = np.abs(view - x)[LACKS].mean(axis=0) / np.std(x[LACKS], axis=0).clip(1e-9)
   assert (moved[[0, 1, 3]] > 0.02).all()
   assert (moved[[0, 1, 3]] < 0.2).all()
