@@ -1,6 +1,6 @@
 """MOOSA (Dong et al., ECCV 2024), `moosa`: SimMMDG with puzzles and entropy weighting.
 
-Closed-set part. ``mean_i sum_j w_ij CE_ij`` over unimodal heads and fused classifier,
+Closed-set part: ``mean_i sum_j w_ij CE_ij`` over unimodal heads and fused classifier,
 ``w_ij = softmax_j(-H_ij / T)`` with its gradient, in the place of the fused loss; plus
 0.001 times the heads' mean entropy, the three losses of SimMMDG with the translators'
 inputs masked (entries at random, 0.3), and a jigsaw: embeddings are cut into parts (4
@@ -9,9 +9,9 @@ among 128. The fused prediction is evaluated, as the authors do.
 
 The authors show all 128 permutations of every row at every step; here each row is shown
 one at random, the same loss in expectation at 1/128 of the work. They enumerate the
-permutations of all parts, which bounds their number; here 128 are drawn once. A public
-benchmark port multiplies batch means of w and CE. A head whose modality is missing has
-no weight; the losses between modalities need whole rows.
+permutations of all parts, which bounds their number; here 128 are drawn once. A port
+multiplies batch means of w and CE. A head whose modality is missing has no weight; the
+losses between modalities need whole rows.
 """
 
 import math

@@ -12,7 +12,7 @@ MODALITIES = ("b", "a")
 ROWS, WIDTH, CLASSES = 8, 8, 3
 TASK = Task(
   MODALITIES, CLASSES, num_domains=2, num_samples=ROWS, total_steps=10,
-  widths=(WIDTH, WIDTH), fused_width=2 * WIDTH,
+  widths=(WIDTH, WIDTH), fused_width=2 * WIDTH, projection_width=5,
 )  # fmt: skip
 
 
