@@ -51,3 +51,21 @@ def no_key_reuse():
 def make():
   """Builds one record from the fields that matter to a test."""
   return factories.record
+
+
+@pytest.fixture
+def register():
+  """``register(name, make, **fields of Spec)``: a method of a user, for one test."""
+  from mer_dg import methods
+
+  added = []
+
+  def add(name, make, hyperparameters=None, **fields):
+    fields = {"recipes": {name: {name: {}}}} | fields
+    spec = methods.Spec(name, make, hyperparameters or {}, **fields)
+    methods.register(spec)
+    added.append(name)
+
+  yield add
+  for name in added:
+    del methods.SPECS[name]

@@ -35,7 +35,8 @@ from mer_dg.experiments.video_config import ENCODER, make_backbones
 from mer_dg.methods import Method, build_method, merge_recipes
 from mer_dg.networks import Backbone, make_network
 from mer_dg.protocol import Assignment, assignments
-from mer_dg.training.step import make_summary
+from mer_dg.training.state import evaluated, make_hyper, make_state
+from mer_dg.training.step import make_summary, make_train_step
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).
 _AUTO_BATCH = 96
@@ -278,6 +279,11 @@ class Workbench:
     """Raises for anything wrong with data, network, tasks and methods.
 
     Nothing is compiled, and nothing of it needs the device.
+
+    Raises:
+      ConfigError: A field that does not fit the data.
+      DataError: Data that do not fit the config.
+      MethodError: A method that does not fit the data, or does what it must not.
     """
     config = self.config
     tasks = (Assignment(config["target"]),) if config["target"] else self.tasks()
@@ -294,6 +300,42 @@ class Workbench:
       self.per_domain(self.split(*task))
       for method in methods:
         self.method(method, *task)
+    for method in methods:
+      self._trace(method, tasks[0])
+
+  def _trace(self, name: str, task: Assignment) -> None:
+    """Takes a step of a method, and judges it, on shapes alone."""
+    network, method = self.network_of(name), self.method(name, *task)
+    optimizer, sources = self.settings("optimizer", name), self.split(*task).sources
+    horizon = dict(
+      schedule=optimizer["schedule"], total_steps=self.config["total_steps"]
+    )
+    hyper, key = make_hyper(network, method, optimizer), jax.random.key(0)
+    step = make_train_step(network, method, **horizon)
+
+    def first(seed):
+      return make_state(network, method, seed=seed, scaling={}, hyper=hyper, **horizon)
+
+    rows = self.per_domain(self.split(*task)) * len(sources)
+    like = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype)
+    each = lambda made: {m: made(m) for m in network.modalities}
+    specs = input_specs(self.dataset)
+    batch = {
+      "inputs": each(lambda m: like(np.float32, *specs[m].shape)),
+      "present": each(lambda m: like(np.bool_)),
+      **{name: like(np.int32) for name in ("label", "domain", "index")},
+      "mask": like(np.bool_),
+    }
+    state = jax.eval_shape(first, np.uint32(0))
+    state, _ = jax.eval_shape(lambda s, b: step(s, b, key), state, batch)
+    jax.eval_shape(lambda s: evaluated(s, method), state)
+    if method.watches:
+      logits = like(np.float32, self.dataset.num_classes)
+      missing = each(lambda m: logits) if len(network.modalities) > 1 else {}
+      measure = make_measure(self.config["metric"], len(sources))
+      label, domain, mask = (batch[k] for k in ("label", "domain", "mask"))
+      metrics = jax.eval_shape(measure, logits, missing, logits, label, domain, mask)
+      jax.eval_shape(method.on_eval, state.memory, metrics)
 
 
 def input_specs(dataset: Dataset) -> dict[str, InputSpec]:

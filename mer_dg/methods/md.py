@@ -62,5 +62,5 @@ SPEC = Spec(
   {"weight": WEIGHT, "rate": Number(0.3, 0.0, 1.0, search=(0.05, 0.7))},
   recipes={"md": {"md": {}}},
   replaces=("fused",),
-  off={"rate": 0.0},
+  off={"weight": 1.0, "rate": 0.0},
 )

@@ -144,15 +144,25 @@ class Method:
     new = {}
     for name, term in self.terms.items():
       context, aux = _context(name, params, memory, moment), found[name][1]
-      new[name] = term.update(memory[name], aux, params["net"], context)
-      _check_memory(name, memory[name], new[name])
+      after = term.update(memory[name], aux, params["net"], context)
+      new[name] = _kept(name, memory[name], after)
     return new
 
   def eval_params(self, params: Any, memory: Mapping[str, Any]) -> Any:
-    """Parameters of the network that are evaluated."""
+    """Parameters of the network that are evaluated.
+
+    Raises:
+      MethodError: If a term chooses what is not like ``params``.
+    """
     for name, term in self.terms.items():
       if term.eval_params is not None:
-        return term.eval_params(params, memory[name])
+        chosen = term.eval_params(params, memory[name])
+        if changed := _changed(params, chosen):
+          raise MethodError(
+            f"the parameters that term {name!r} chooses are not the network's: "
+            f"{changed}."
+          )
+        return chosen
     return params
 
   def on_eval(self, memory: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict:
@@ -161,8 +171,7 @@ class Method:
     new = dict(memory)
     for name, term in self.terms.items():
       if term.on_eval is not None:
-        new[name] = term.on_eval(memory[name], seen)
-        _check_memory(name, memory[name], new[name])
+        new[name] = _kept(name, memory[name], term.on_eval(memory[name], seen))
     return new
 
 
@@ -364,10 +373,29 @@ def _check_own(name: str, own: Any, params: Any) -> None:
     )
 
 
-def _check_memory(name: str, old: Any, new: Any) -> None:
-  shape = lambda tree: jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
-  if jax.tree.structure(old) != jax.tree.structure(new) or shape(old) != shape(new):
+def _kept(name: str, old: Any, new: Any) -> Any:
+  """``new`` with the very types of ``old``; others would compile the step again."""
+  if changed := _changed(old, new):
     raise MethodError(
-      f"the memory of term {name!r} changes: it was {shape(old)} and is now "
-      f"{shape(new)}. Shapes, dtypes and names must stay."
+      f"the memory of term {name!r} changes: {changed}; names, shapes and dtypes must "
+      "stay."
     )
+  return jax.tree.map(lambda a, b: jnp.asarray(b, jnp.result_type(a)), old, new)
+
+
+def _changed(old: Any, new: Any) -> str:
+  """The first difference of two trees in structure, shape or dtype; "" for none."""
+
+  def kinds(tree):
+    return {
+      jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+      for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+  was, now = kinds(old), kinds(new)
+  for place in was | now:
+    if was.get(place) != now.get(place):
+      found = [kind.get(place, "not there") for kind in (was, now)]
+      return f"{place or 'it'} was {found[0]} and is now {found[1]}"
+  trees = jax.tree.structure(old), jax.tree.structure(new)
+  return "" if trees[0] == trees[1] else f"it was {trees[0]} and is now {trees[1]}"

@@ -293,4 +293,5 @@ SPEC = Spec(
     "mm_nested": {**_HEADS, "mm": {"schedule": "nested"}},
   },
   per_modality_weight=True,
+  off={"weight": 0.0, "warmup": 1.0},  # A mixed phase has no standard learning.
 )

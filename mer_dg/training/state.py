@@ -144,7 +144,12 @@ def make_state(
   init_key = run_keys(key).init
   variables = dict(network.init(init_key) if variables is None else variables)
   net = variables.pop("params")
-  own, memory = method.init(named_key(init_key, "terms"), net)
+  # Copies: memory that starts as the parameters must not share their buffers, which the
+  # step is given to reuse. With a dtype: a Python number would compile the step twice.
+  own, memory = jax.tree.map(
+    lambda a: jnp.array(a, jnp.result_type(a)),
+    method.init(named_key(init_key, "terms"), net),
+  )
   hyper = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), hyper)
   params = {"net": net, "terms": own}
   optimizer = whole_optimizer(method, hyper, schedule=schedule, total_steps=total_steps)
@@ -154,8 +159,6 @@ def make_state(
     params=params,
     model_state={**variables, "scaling": {**variables["scaling"], **scaling}},
     opt_state=optimizer.init(params),
-    # A copy: memory that starts as the parameters must not share their buffers, which
-    # the step is given to reuse.
-    memory=jax.tree.map(jnp.array, memory),
+    memory=memory,
     hyper=hyper,
   )

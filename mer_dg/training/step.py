@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +39,7 @@ def make_train_step(
   """
 
   def train_step(state: TrainState, batch, key):
+    _check_batch(batch)
     net_key, method_key = jax.random.split(key)
     rates = state.hyper["network"]
     model = network.model(state.model_state, rates, net_key)
@@ -81,6 +83,16 @@ def make_train_step(
     return new_state, metrics
 
   return train_step
+
+
+def _check_batch(batch) -> None:
+  """Raises an AssertionError, while tracing, for what no loss would complain about."""
+  masks = [batch["mask"], *batch["present"].values()]
+  rows = [*masks, batch["label"], batch["domain"]]
+  chex.assert_type(masks, bool)
+  chex.assert_type([batch["label"], batch["domain"]], int)
+  chex.assert_rank(rows, 1)
+  chex.assert_equal_shape_prefix([*rows, *batch["inputs"].values()], 1)
 
 
 def make_resident_chunk(step: Step, *, per_domain: int, length: int):

@@ -16,6 +16,7 @@ from mer_dg.methods import (
   build_method,
   numbers_of,
 )
+from tests.factories import quick_jit
 
 MODALITIES = ("b", "a")  # Not sorted: nothing may depend on the order.
 ROWS, CLASSES, DIM, STEPS = 12, 3, 4, 20
@@ -106,7 +107,7 @@ def compiled(options, task):
     return value, (new, method.logged(found), found["mm"][1]["phase"])
 
   gradient = jax.value_and_grad(loss, has_aux=True)
-  return jax.jit(gradient, static_argnums=5)
+  return quick_jit(gradient, static_argnums=5)
 
 
 def run(fields, z=None, batch=None, step=STEPS - 1, memory=None, task=TASK, only=()):
@@ -134,31 +135,37 @@ def test_the_value_is_that_of_the_pure_functions():
   z, batch = make_embeddings(), make_batch()
   fields = {"threshold": 0.5, "eta": 2.0, "unimodal_weight": 0.3, "weight_a": 2.0}
   (_, (memory, seen, _)), _ = run(fields, z, batch)
-  exploration = mixing.exploration_score(
-    mixing.init_exploration(MODALITIES), unimodal(z), batch["label"]
-  )
   logits = np.asarray(fuse(z, batch["present"]), np.float64)
   p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
   label = np.asarray(batch["label"])
   eligible = (p.argmax(axis=-1) == label) & (p[np.arange(ROWS), label] >= 0.5)
   assert 3 < eligible.sum() < ROWS
-  mixed = mixing.modality_mix(
-    mm_key(STEPS - 1),
-    z,
-    batch["label"],
-    num_classes=CLASSES,
-    eligible=jnp.asarray(eligible),
-    exploration=exploration,
-    proportions="exploration",
-    eta=2.0,
-  )
-  expected, aux = mixing.modality_mix_loss(
-    mixed,
-    fuse(mixed.embeddings, mixed.present),
-    unimodal_logits=unimodal(mixed.embeddings),
-    unimodal_weight=0.3,
-    modality_weights={"a": 2.0, "b": 1.0},
-  )
+
+  @quick_jit
+  def by_hand(z, label, eligible):
+    exploration = mixing.exploration_score(
+      mixing.init_exploration(MODALITIES), unimodal(z), label
+    )
+    mixed = mixing.modality_mix(
+      mm_key(STEPS - 1),
+      z,
+      label,
+      num_classes=CLASSES,
+      eligible=eligible,
+      exploration=exploration,
+      proportions="exploration",
+      eta=2.0,
+    )
+    value, aux = mixing.modality_mix_loss(
+      mixed,
+      fuse(mixed.embeddings, mixed.present),
+      unimodal_logits=unimodal(mixed.embeddings),
+      unimodal_weight=0.3,
+      modality_weights={"a": 2.0, "b": 1.0},
+    )
+    return value, aux, exploration
+
+  expected, aux, exploration = by_hand(z, batch["label"], eligible)
   np.testing.assert_allclose(seen["loss/mm"], expected, rtol=1e-5)
   np.testing.assert_allclose(seen["mm/kl"], aux["kl"], rtol=1e-5)
   np.testing.assert_allclose(seen["mm/eligible_share"], eligible.mean(), rtol=1e-6)
@@ -288,16 +295,20 @@ def test_feature_mixup_is_an_option():
   fields = {"blend": "mixup", "route": "all", "threshold": 0.0, "unimodal_weight": 0.0}
   z, batch = make_embeddings(), make_batch()
   (_, (_, seen, _)), _ = run(fields, z, batch)
-  confident = jnp.argmax(fuse(z, batch["present"]), axis=-1) == batch["label"]
-  mixed = mixing.modality_mix(
-    mm_key(STEPS - 1),
-    z,
-    batch["label"],
-    num_classes=CLASSES,
-    soft=1.0,
-    shared=True,
-    eligible=confident,
-  )
+
+  @quick_jit
+  def by_hand(z, batch):
+    return mixing.modality_mix(
+      mm_key(STEPS - 1),
+      z,
+      batch["label"],
+      num_classes=CLASSES,
+      soft=1.0,
+      shared=True,
+      eligible=jnp.argmax(fuse(z, batch["present"]), axis=-1) == batch["label"],
+    )
+
+  mixed = by_hand(z, batch)
   np.testing.assert_array_equal(mixed.source["a"], mixed.source["b"])
   logits = fuse(mixed.embeddings, mixed.present)
   rows = -jnp.sum(mixed.targets * jax.nn.log_softmax(logits), axis=-1)
@@ -312,10 +323,15 @@ def test_entropy_sees_unmixed_rows_only():
   for terms in (recipe, recipe | {"mm": {"threshold": 0.0}}):
     method = build_method("m", terms, TASK)
     hyper = jax.tree.map(jnp.float32, method.hyper)
-    moment = Moment(hyper, jnp.int32(STEPS - 1), jax.random.key(0), MODEL)
-    outputs, memory = outputs_of(z, batch), first_memory(method)
-    _, found = method.loss(no_params(method), outputs, batch, memory, moment)
-    entropies.append(found["mer"][0])
+
+    @quick_jit
+    def entropy(z, batch, hyper, *, method=method):
+      moment = Moment(hyper, jnp.int32(STEPS - 1), jax.random.key(0), MODEL)
+      params, memory = no_params(method), first_memory(method)
+      outputs = outputs_of(z, batch)
+      return method.loss(params, outputs, batch, memory, moment)[1]["mer"][0]
+
+    entropies.append(entropy(z, batch, hyper))
   assert entropies[0] == entropies[1]
 
 

@@ -11,6 +11,7 @@ from mer_dg import entropy
 from mer_dg.contracts import Model, Outputs, Task
 from mer_dg.entropy.regularizer import ESTIMATORS
 from mer_dg.methods import SPECS, MethodError, Moment, build_method
+from tests.factories import quick_jit
 
 MODALITIES = ("a", "b")
 RAW = {"normalize": "none", "bandwidth": 1.0}
@@ -69,7 +70,7 @@ def compiled(options, task):
     value, found = method.loss(params, outputs, batch, nothing, moment)
     return value, method.logged(found)
 
-  return jax.jit(loss)
+  return quick_jit(loss)
 
 
 def run(recipe, outputs, batch, step=9, task=TASK):

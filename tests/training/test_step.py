@@ -151,6 +151,20 @@ def test_nested_takes_mixed_learning_after_an_inner_step(network, batch):
   assert found[3.0, "loss"] == found[0.0, "loss"] != metrics["loss/mm"]
 
 
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"mask": jnp.ones(ROWS)}, "assert_type failed"),
+    ({"label": jnp.zeros((ROWS, 1), jnp.int32)}, "assert_rank failed"),
+    ({"domain": jnp.zeros(ROWS - 1, jnp.int32)}, "assert_equal_shape_prefix failed"),
+  ],
+)
+def test_a_batch_that_would_broadcast_is_refused(network, batch, change, message):
+  state, step = begin(network, {})
+  with pytest.raises(AssertionError, match=message):
+    step(state, batch | change, jax.random.key(0))
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_mixing_embeddings_is_mixing_inputs_under_every_fusion(batch, fusion):
   """Logits of mixed embeddings are those of mixed inputs, a missing modality among."""
