@@ -32,7 +32,7 @@ from mer_dg.experiments.runs import (
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
 from mer_dg.methods import Method
 from mer_dg.networks import describe
-from mer_dg.protocol import append_records, validation_score, write_atomic
+from mer_dg.protocol import append_records, select, validation_score, write_atomic
 from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
 from mer_dg.training.loop import fit
@@ -132,11 +132,9 @@ def _driver(bench: Workbench, setting: Setting, state: TrainState, step):
   return StreamDriver(step, DevicePrefetch(stream))
 
 
-def _checkpoints(bench: Workbench, workdir: Workdir, run: str) -> Checkpoints:
-  folder = workdir.checkpoints(run)
-  if bench.backbones:
-    return video.TrunklessCheckpoints(folder)
-  return Checkpoints(folder)
+def _checkpoints(bench: Workbench, workdir: Workdir, run: str, **how) -> Checkpoints:
+  kind = video.TrunklessCheckpoints if bench.backbones else Checkpoints
+  return kind(workdir.checkpoints(run), **how)
 
 
 def train(bench: Workbench, workdir: Workdir) -> TrainState:
@@ -211,6 +209,21 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
   return state
 
 
+def _check_selected(
+  bench: Workbench, workdir: Workdir, run: str, best: int, newest: int
+) -> None:
+  """The best of the checkpoints is the best of the records: none was lost."""
+  config = bench.config
+  records = [r for r in workdir.records() if r["run_id"] == run]
+  # A record is written before its checkpoint: the newest may still be in flight.
+  records = [r for r in records if r["step"] <= newest]
+  rule, metric = config["selection"], config["metric"]
+  for record in select(records, rule, metric=metric) if records else []:
+    if record["step"] != best:
+      missing = workdir.checkpoints(run) / str(record["step"])
+      raise CheckpointError(f"Checkpoint {missing} is not there")
+
+
 def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
   """Evaluates the checkpoint that source validation selects.
 
@@ -223,23 +236,22 @@ def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
 
   Raises:
     WorkdirError: If there is no checkpoint.
-    CheckpointError: If it cannot be read.
+    CheckpointError: If it cannot be read, or is not what was saved.
   """
   run = the_run(bench)
   own = run_id(bench, run)
-  nothing = WorkdirError(_NO_CHECKPOINT.format(workdir.path, run))
-  if not workdir.checkpoints(own).exists():  # Checkpoints would make the folder.
-    raise nothing
   setting, template, _ = _prepare(bench, run)
-  with _checkpoints(bench, workdir, own) as checkpoints:
-    best = checkpoints.best_step()
-    if best is None:
-      raise nothing
+  # A training may be writing there.
+  with _checkpoints(bench, workdir, own, read_only=True) as checkpoints:
     try:
-      state, _ = checkpoints.restore(template, best)
+      found = checkpoints.restore_best(template)
+      if found is None:
+        raise WorkdirError(_NO_CHECKPOINT.format(workdir.path, run))
+      best, state, _ = found
+      _check_selected(bench, workdir, own, best, max(checkpoints.steps()))
     except CheckpointError as error:
       raise CheckpointError(
-        f"{error}. It is the one that source validation selects. Without "
+        f"{error}. It is, or may be, the one that source validation selects. Without "
         f"{workdir.checkpoints(own)}, --mode=train makes it again."
       ) from error
   method = bench.method(run.method, *run.task)

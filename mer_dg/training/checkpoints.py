@@ -1,20 +1,25 @@
 """Checkpoints with orbax: atomic, newest plus best, restored newest-that-reads.
 
-Two habits of orbax are handled here and nowhere else: its asynchronous save is
-lost when the process ends without waiting, and ``max_to_keep`` with ``best_fn``
-deletes the newest step (the preservation policy below keeps both).
+Three habits of orbax are handled here and nowhere else: its asynchronous save is lost
+when the process ends without waiting; flipped bits in its files are other numbers; and
+ranks that it keeps itself are read, unchecked, before anything else can be. The JSON
+that lies beside the arrays therefore holds the rank, a checksum of itself and one of
+the state, and opening a folder reads no file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 import contextlib
+import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
 import warnings
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 _POLICY = ocp.checkpoint_managers
@@ -33,24 +38,26 @@ class Checkpoints:
     folder: Where the steps lie; made if absent.
     keep: Newest steps to keep, at least 2, so that one broken step still
       leaves another; the best by rank is kept besides.
+    read_only: Neither makes the folder nor removes what a save that never ended left
+      there: it may be in flight, of a training that runs beside.
   """
 
-  def __init__(self, folder: str | Path, *, keep: int = 2):
+  def __init__(self, folder: str | Path, *, keep: int = 2, read_only: bool = False):
     if keep < 2:
       raise ValueError(f"keep={keep} must be at least 2.")
     self._folder = Path(folder).absolute()
+    self._aside = self._folder.with_name(self._folder.name + "-broken")
     self._keep = keep
+    self._read_only = read_only
+    self._ranks: dict[int, list[float]] = {}
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    # A tuple where orbax declares a float: it is compared, and nothing else.
-    rank: Any = lambda metrics: tuple(metrics["rank"])
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=_POLICY.AnyPreservationPolicy(
-        [_POLICY.LatestN(self._keep), _POLICY.BestN(get_metric_fn=rank, n=1)]
-      ),
-      best_fn=rank,
-      cleanup_tmp_directories=True,
+      preservation_policy=_NewestAndBest(self._keep, self._rank),
+      create=not self._read_only,
+      cleanup_tmp_directories=not self._read_only,
+      lightweight_initialize=True,  # Reads no file: any of them may be damaged.
     )
     return ocp.CheckpointManager(self._folder, options=options)
 
@@ -91,15 +98,21 @@ class Checkpoints:
     Raises:
       CheckpointError: If it, or the one before it, cannot be written.
     """
-    # orbax ranks nan as the best score there is.
-    rank = [r if math.isfinite(r) else -math.inf for r in rank]
+    if self._read_only:
+      raise ValueError(f"{self._folder} is open for reading only.")
+    if step in self.steps():
+      return
+    rank = [*(r if math.isfinite(r) else -math.inf for r in rank), -step]
+    body = {"step": step, "rank": rank, "state": _hash_state(state), "meta": meta}
+    body = json.loads(json.dumps(body))  # As it is read back: no tuples.
     with self._writing():
+      self._ranks[step] = body["rank"]
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+          state=ocp.args.StandardSave(state),
+          meta=ocp.args.JsonSave({**body, "sha256": _hash_json(body)}),
         ),
-        metrics={"rank": [*rank, -step]},
       )
 
   def wait(self) -> None:
@@ -108,75 +121,161 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
-    """Saved steps, ascending."""
-    return sorted(self._manager.all_steps())
+    """Saved steps, ascending; as they lie on disk, broken ones included."""
+    if not self._folder.is_dir():
+      return []
+    return sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdecimal())
 
   def best_step(self) -> int | None:
-    """The saved step of the highest rank, or None."""
-    return self._manager.best_step()
-
-  def restore(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
-    """State and meta of one step.
-
-    Args:
-      template: A state of the right structure, shapes, dtypes and sharding.
-      step: One of `steps`.
+    """The saved step of the highest rank, or None.
 
     Raises:
-      CheckpointError: If the step cannot be read; says why.
+      CheckpointError: If the rank of a step cannot be read: it might be the best.
     """
-    abstract = jax.tree.map(_abstract, template)
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-        ),
+    ranks = {}
+    for step in self.steps():
+      try:
+        ranks[step] = self._rank(step)
+      except CheckpointError:
+        if step in self.steps():  # Else a training that runs beside has deleted it.
+          raise
+    return max(ranks, key=lambda step: ranks[step], default=None)
+
+  def _rank(self, step: int) -> list[float]:
+    if step not in self._ranks:
+      self._ranks[step] = self._read(step)["rank"]
+    return self._ranks[step]
+
+  def _read(self, step: int, **items: Any) -> dict[str, Any]:
+    """What lies beside the state of a step, checked, and further items."""
+    with self._reading(step):
+      found = self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
       )
+      body = dict(found["meta"])
+      if body.pop("sha256", None) != _hash_json(body) or body["step"] != step:
+        raise ValueError("meta: not what was saved, the checksum differs")
+      return body | {name: (body[name], found[name]) for name in items}
+
+  @contextlib.contextmanager
+  def _reading(self, step: int) -> Generator[None]:
+    try:
+      yield
     except Exception as error:  # orbax raises a dozen types for a broken file.
       reason = str(error).splitlines()[0][:200] if str(error) else ""
       raise CheckpointError(
         f"Checkpoint {self._folder / str(step)} cannot be read "
         f"({type(error).__name__}: {reason})"
       ) from error
-    return restored["state"], restored["meta"]
+
+  def restore(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
+    """State and meta of one step, bit for bit what was saved.
+
+    Args:
+      template: A state of the right structure, shapes, dtypes and sharding.
+      step: One of `steps`.
+
+    Raises:
+      CheckpointError: If the step cannot be read or is not what was saved; says why.
+    """
+    abstract = jax.tree.map(_abstract, template)
+    found = self._read(step, state=ocp.args.StandardRestore(abstract))
+    promised, state = found["state"]
+    with self._reading(step):
+      if _hash_state(state) != promised:
+        raise ValueError("state: not what was saved, the checksum differs")
+    return state, found["meta"]
+
+  def restore_best(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    """Step, state and meta of the step of the highest rank; None if there is none.
+
+    Args:
+      template: As in `restore`.
+
+    Raises:
+      CheckpointError: As `best_step` and `restore` do.
+    """
+    while (best := self.best_step()) is not None:
+      try:
+        return best, *self.restore(template, best)
+      except CheckpointError:
+        if best in self.steps():  # Else a better one has taken its place.
+          raise
+    return None
 
   def restore_latest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
     """State and meta of the newest step that reads; None if there is none.
 
-    A step that does not read (a truncated file, say) is set aside under
-    ``<folder>-broken`` with a warning, and the one before it is tried.
+    A step that does not read or is not what was saved is set aside under
+    ``<folder>-broken`` with a warning, and the one before it is tried. So is an older
+    one whose rank does not read.
 
     Args:
       template: As in `restore`.
     """
-    found, broken = None, []
+    found, broken = None, {}
+    goes_on = "no other one reads: training starts anew"
     for step in reversed(self.steps()):
       try:
-        found = self.restore(template, step)
-        break
+        if found is None:
+          found = self.restore(template, step)
+          goes_on = f"falling back to {self._folder / str(step)}"
+        else:
+          self._rank(step)
       except CheckpointError as error:
-        warnings.warn(
-          f"{error}; falling back to the one before it.", RuntimeWarning, stacklevel=2
-        )
-        broken.append(step)
+        broken[step] = error
+    for error in broken.values():
+      text = f"{error}. It is set aside in {self._aside}; {goes_on}."
+      warnings.warn(text, RuntimeWarning, stacklevel=2)
     if broken:
       self._set_aside(broken)
     return found
 
-  def _set_aside(self, steps: list[int]) -> None:
+  def _set_aside(self, steps: Iterable[int]) -> None:
     self._manager.close()
-    aside = self._folder.with_name(self._folder.name + "-broken")
-    aside.mkdir(exist_ok=True)
+    self._aside.mkdir(exist_ok=True)
     for step in steps:
-      goal = aside / str(step)
+      self._ranks.pop(step, None)
+      goal = self._aside / str(step)
       while goal.exists():
         goal = goal.with_name(goal.name + "_")
       (self._folder / str(step)).rename(goal)
     self._manager = self._open()
 
 
+class _NewestAndBest(_POLICY.PreservationPolicy):
+  """Keeps the newest steps and the best one, the earlier of two equal ones."""
+
+  def __init__(self, newest: int, rank: Callable[[int], list[float]]):
+    self._newest, self._rank = newest, rank
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    steps = sorted(checkpoint.step for checkpoint in checkpoints)
+    kept = {*steps[-self._newest :], max(steps, key=self._rank)}
+    return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
 def _abstract(leaf):
   """Shape, dtype and place of a leaf; the place is what a restore goes to."""
   leaf = jax.numpy.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _hash_json(body: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_state(state: Any) -> str:
+  """Of every leaf its path, type, shape and bytes, wherever it is placed."""
+  found = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    leaf = jax.numpy.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
+    kind = str(leaf.dtype)  # Of a key it names the generator.
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    host = np.ascontiguousarray(leaf)
+    head = [jax.tree_util.keystr(path), kind, list(leaf.shape)]
+    found.update(json.dumps(head).encode())
+    found.update(host.reshape(-1).view(np.uint8).data)
+  return found.hexdigest()
