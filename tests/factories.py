@@ -64,6 +64,7 @@ def tiny_problem(recipe):
   task = Task(
     tuple(WIDTHS), CLASSES, DOMAINS, num_samples=ROWS, total_steps=STEPS,
     widths=tuple(network.widths.values()), fused_width=network.fused_width,
+    projection_width=network.projection_width,
   )  # fmt: skip
   method = build_method("tiny", recipe, task)
   optimizer = {"lr": 1e-2, "weight_decay": 1e-3, "schedule": "cosine"}
@@ -93,7 +94,7 @@ def _tiny_network(changes):
   from mer_dg.networks import make_network
 
   options = dict(
-    encoder="mlp", embedding_dim=4, hidden_dim=6, fusion_dim=4, classifier_dim=6,
+    encoder="mlp", embedding_dim=4, hidden_dim=8, fusion_dim=4, classifier_dim=6,
     projector_dim=4, projection_dim=4, dropout=0.5, embedding_dropout=0.1,
   )  # fmt: skip
   specs = {m: InputSpec("vector", (d,)) for m, d in WIDTHS.items()}
