@@ -190,10 +190,10 @@ def test_its_off_numbers_make_it_plain_fusion(name):
 def test_two_at_once_are_two_alone_in_any_order_of_modalities(name):
   run = trained(name)
   # So small a step that what Adam makes of rounding around zero stays small, too.
-  slow, halved = {"lr": 1e-6}, {}
-  for term, numbers in run.begin().hyper["method"].items():
-    halved[term] = {k: 0.5 * float(v) for k, v in numbers.items()}
-  states = [run.begin(optimizer=slow), run.begin(1, optimizer=slow, **halved)]
+  slow, other = {"lr": 1e-6}, {}
+  for term, numbers in run.method.hyper.items():
+    other[term] = {k: 0.9 * v for k, v in numbers.items()}
+  states = [run.begin(optimizer=slow), run.begin(1, optimizer=slow, **other)]
   states = [run.take(state, 2)[0] for state in states]
   key, batch = jax.random.key(8), tiny_batch(9)
   both, metrics = run.wave(states, batch, key)
@@ -201,10 +201,16 @@ def test_two_at_once_are_two_alone_in_any_order_of_modalities(name):
   for i, state in enumerate(states):
     alone, expected = run.step(state, batch, key)
     one = jax.tree.map(lambda a, i=i: np.asarray(a)[i], both)
-    # What inverts a matrix has few digits.
-    chex.assert_trees_all_close(
-      one, (numbers_of(alone), expected), rtol=1e-3, atol=1e-4
-    )
+    jax.tree.map_with_path(_near, one, (numbers_of(alone), expected))
+
+
+def _near(path, actual, expected):
+  """To 1 % of the largest entry: on so few rows some gradients have few digits."""
+  size = np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected))
+  where = jax.tree_util.keystr(path)
+  np.testing.assert_allclose(
+    actual, expected, rtol=0, atol=1e-4 + 1e-2 * size, err_msg=where
+  )
 
 
 @battery
