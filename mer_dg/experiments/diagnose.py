@@ -142,7 +142,7 @@ def _fused(bench: Workbench, waves: Sequence[Wave], embedded: Embedded) -> Probe
         side: e.metrics[f"{side}/{metric}"] for side in ("val", "target")
       }
       probes[e.run.method, "re-paired", *key] = _repaired(
-        bench, e.run.target, own, embedded[e.run.method, *key]
+        bench, e.run, own, embedded[e.run.method, *key]
       )
   return probes
 
@@ -151,16 +151,18 @@ def _add_stress(
   bench: Workbench, waves: Sequence[Wave], embedded: Embedded, probes: Probes
 ) -> None:
   """Adds the scores under stress to the "fused" probes, target by target."""
-  stress = Stress(bench)
-  for target in bench.targets():
-    found = [(wave, e.run) for wave in waves for e in _last(bench, wave)
-             if e.run.target == target]  # fmt: skip
-    if not found:
-      continue
+  stress: dict[int, Stress] = {}  # Methods that share a network share programs.
+  groups: dict[tuple[str, int], list[tuple[Wave, Run]]] = {}
+  for wave in waves:
+    for e in _last(bench, wave):
+      network = bench.network_of(e.run.method)
+      stress.setdefault(id(network), Stress(bench, network))
+      groups.setdefault((e.run.target, id(network)), []).append((wave, e.run))
+  stack = lambda trees: jax.tree.map(lambda *a: np.stack(a), *trees)
+  for (target, network), found in groups.items():
     variables = [_variables(wave, run) for wave, run in found]
     own = [embedded[run.method, target, run.seed] for _, run in found]
-    stack = lambda trees: jax.tree.map(lambda *a: np.stack(a), *trees)
-    scores = stress.scores(target, stack(variables), stack(own))
+    scores = stress[network].scores(target, stack(variables), stack(own))
     for i, (_, run) in enumerate(found):
       probes[run.method, "fused", target, run.seed] |= {
         name: float(values[i]) for name, values in scores.items()
@@ -200,9 +202,10 @@ def _embed(bench: Workbench, wave: Wave) -> dict[str, np.ndarray]:
   return {m: np.asarray(a[:, : len(bench.dataset)]) for m, a in z.items()}
 
 
-def _repaired(bench: Workbench, target: str, variables, z) -> dict[str, float]:
+def _repaired(bench: Workbench, run: Run, variables, z) -> dict[str, float]:
   """Score of the fused prediction on re-paired validation and target rows."""
-  split, dataset = bench.split(target), bench.dataset
+  split, dataset = bench.split(run.target), bench.dataset
+  network = bench.network_of(run.method)
   headline, found = HEADLINE[bench.config["metric"]], {}
   val = np.concatenate(list(split.val.values()))
   for name, rows in (("val", val), ("target", split.test)):
@@ -214,7 +217,7 @@ def _repaired(bench: Workbench, target: str, variables, z) -> dict[str, float]:
     take = lambda values, rows=rows, partners=partners: {
       m: jnp.asarray(values[m][rows])[partners[m]] for m in dataset.modalities
     }
-    logits = bench.network.fuse(variables, take(z), take(dataset.present))
+    logits = network.fuse(variables, take(z), take(dataset.present))
     found[name] = float(headline(logits, label, jnp.ones(len(rows), bool)))
   return found
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.contracts import Network
 from mer_dg.data.arrays import eval_blocks, fit_scaling, to_arrays
 from mer_dg.data.logmel import HOP_S
 from mer_dg.evaluation import (
@@ -93,10 +94,11 @@ class Stress:
 
   Args:
     bench: The workbench.
+    network: Of the runs.
   """
 
-  def __init__(self, bench: Workbench):
-    self._bench = bench
+  def __init__(self, bench: Workbench, network: Network):
+    self._bench, self._network = bench, network
     self._headline = HEADLINE[bench.config["metric"]]
     tests = [bench.split(t).test for t in bench.targets()]
     self._size = EVAL_BLOCK * max(len(eval_blocks(r, EVAL_BLOCK)[0]) for r in tests)
@@ -161,7 +163,7 @@ class Stress:
     """One run, every subset of modalities, both ways of withholding."""
     z, fill = z_and_fill
     z = {m: z[m] for m in self._bench.dataset.modalities}  # jit sorts by name.
-    fuse = functools.partial(self._bench.network.fuse, variables)
+    fuse = functools.partial(self._network.fuse, variables)
     metric, found = self._bench.config["metric"], {}
     for prefix, mean in (("without_", None), ("mean_for_", fill)):
       scores = missing_modalities(fuse, z, present, *label, fill=mean)
@@ -173,7 +175,7 @@ class Stress:
 
   def _corrupted_scores(self, modality: str, variables, z, present, label, x):
     """One run, ``x [severities, n, ...]`` instead of a modality; ``[severities]``."""
-    network, predict = self._bench.network, make_predict(self._bench.network)
+    network, predict = self._network, make_predict(self._network)
     shapes = {m: a.shape[1:] for m, a in self._bench.host_arrays.inputs.items()}
     blocks = lambda a: a.reshape(-1, EVAL_BLOCK, *a.shape[1:])
     z, present = jax.tree.map(blocks, (z, present))

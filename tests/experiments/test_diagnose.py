@@ -153,6 +153,20 @@ def test_maps_of_every_training_for_one_target_and_seed(diagnosis):
     assert set(m.domain) == {0, 1, 2, 3}
 
 
+def test_a_method_with_a_network_of_its_own_is_examined_with_it(tiny):
+  small = dict(methods=("erm", "late"), targets=("d0",), seeds=(0,))
+  bench, waves = Workbench(validate(tiny("", **small))), []
+  probes = diagnose(bench, waves.append)
+  for wave in waves[:2]:  # As the evaluation of the run has it.
+    *_, last = wave.evaluations
+    found = probes[last.run.method, "fused", "d0", 0]
+    for name in ("without_m0", "without_m1"):
+      expected = last.metrics[f"target/{name}/accuracy"]
+      np.testing.assert_allclose(found[name], expected, atol=1e-6)
+    # The same samples, each modality from another one of the class.
+    assert 0 <= probes[last.run.method, "re-paired", "d0", 0]["val"] <= 1
+
+
 def test_markdown_has_what_was_found_under_stress_and_inside(probes):
   text = to_markdown(probes)
   for heading in ("## Corrupted", "## Modalities missing", "## Inside the embeddings"):

@@ -73,7 +73,7 @@ def clean(bench, networks):
 
 
 def test_every_corruption_of_every_kind_and_all_subsets_are_scored(bench, networks):
-  scores = stress.Stress(bench).scores("r", *networks)
+  scores = stress.Stress(bench, bench.network).scores("r", *networks)
   kinds = {"v": "vector", "s": "sequence", "i": "image"}
   expected = {
     f"corrupted/{m}/{name}/{severity}"
@@ -92,7 +92,7 @@ def test_a_corruption_that_changes_nothing_scores_as_clean(
   bench, networks, monkeypatch
 ):
   monkeypatch.setattr(stress, "corrupt", lambda x, *_, **__: x)
-  scores = stress.Stress(bench).scores("r", *networks)
+  scores = stress.Stress(bench, bench.network).scores("r", *networks)
   want = clean(bench, networks)
   for m in bench.dataset.modalities:
     kind = stress.corruption_kind(bench, m)
