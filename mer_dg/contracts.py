@@ -283,6 +283,7 @@ class Registry(dict[str, Any]):
 
 
 def _origin(maker: Any) -> tuple[str, str]:
-  code = getattr(maker, "__code__", None)
-  file = code.co_filename if code else getattr(maker, "__module__", "?")
+  code, file = getattr(maker, "__code__", None), getattr(maker, "__module__", "?")
+  if code and file != "__main__":  # An edited cell of a notebook is another "file".
+    file = code.co_filename
   return file, getattr(maker, "__qualname__", repr(maker))

@@ -18,6 +18,7 @@ from mer_dg.methods import (
   check_recipe,
   merge_recipes,
   numbers_of,
+  terms_of,
 )
 from mer_dg.networks import ENCODERS, FUSIONS, encoders
 from mer_dg.networks.pretrained import BN_MODES, LAYER4_INITS
@@ -290,8 +291,7 @@ def check_space(config: Mapping[str, Any], modalities=None) -> None:
   for method, terms in config["search"]["space"].items():
     where = f"config.search.space.{method}"
     try:
-      recipe = {"fused": {}, **merge_recipes(method, config["recipes"])}
-      recipe = {k: v for k, v in recipe.items() if k not in SETTINGS}
+      recipe = terms_of(merge_recipes(method, config["recipes"]))
     except MethodError as error:
       raise ConfigError(f"{where}: {error}") from error
     if not isinstance(terms, Mapping):

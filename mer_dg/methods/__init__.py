@@ -50,6 +50,7 @@ from mer_dg.methods.registry import (
   options_of,
   recipes,
   register,
+  terms_of,
 )
 from mer_dg.methods.term import (
   Context,
@@ -121,5 +122,6 @@ __all__ = [
   "recipes",
   "register",
   "scale_parts",
+  "terms_of",
   "transformation",
 ]

@@ -212,11 +212,8 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
     {'fused': {'weight': 1.0}}
   """
   check_recipe(name, recipe, task.modalities)
-  recipe = {k: v for k, v in recipe.items() if k not in SETTINGS}
-  if not any("fused" in registry.SPECS[term].replaces for term in recipe):
-    recipe = {"fused": {}, **recipe}
   terms, hyper, options = {}, {}, {}
-  for term, fields in recipe.items():
+  for term, fields in registry.terms_of(recipe).items():
     options[term] = registry.options_of(term, fields)
     numbers = registry.numbers_of(term, fields, task.modalities)
     hyper[term] = {k: float(fields.get(k, n.default)) for k, n in numbers.items()}

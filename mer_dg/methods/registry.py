@@ -59,6 +59,21 @@ def recipes() -> dict[str, dict[str, dict[str, Any]]]:
   return found
 
 
+def terms_of(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
+  """The terms of a recipe: the fused loss is one unless another stands in for it.
+
+  Example:
+    >>> from mer_dg.methods import terms_of
+    >>> terms_of({"unimodal": {}, "network": {"fusion": "late"}})
+    {'fused': {}, 'unimodal': {}}
+    >>> terms_of({"md": {}})
+    {'md': {}}
+  """
+  terms = {k: v for k, v in recipe.items() if k not in SETTINGS}
+  replaced = any("fused" in SPECS[term].replaces for term in terms)
+  return terms if replaced else {"fused": {}, **terms}
+
+
 def _written_out(term: str, fields: Mapping[str, Any]) -> dict[str, Any]:
   options = options_of(term, fields)
   numbers = {k: n.default for k, n in numbers_of(term, fields, ()).items()}

@@ -106,6 +106,10 @@ def test_every_field_refuses_nonsense_and_names_itself(tiny, path):
       "config.recipes.erm.optimizer.lrr is not a field",
     ),
     (
+      {"search__space": {"md": {"fused": {"weight": (0.1, 1.0)}}}},
+      r"space.md.fused is no term of the method; it has \('md', 'network', 'opt",
+    ),
+    (
       {"search__trials": 2, "search__seeds": (0,)},
       "config.search.seeds=.0. and .*fresh",
     ),

@@ -170,6 +170,20 @@ def test_a_term_that_stands_in_for_the_fused_loss_is_alone(register):
   assert list(tiny_problem({"unimodal": {}}).method.terms) == ["fused", "unimodal"]
 
 
+def test_an_edited_cell_of_a_notebook_registers_again(register):
+  """Jupyter compiles every version of a cell as a file of its own."""
+
+  def run_cell(version):
+    code = f"def make(task, options):\n  return {version}"
+    names = {"__name__": "__main__"}
+    exec(compile(code, f"/tmp/ipykernel_1/{version}.py", "exec"), names)
+    return names["make"]
+
+  register("cell", run_cell(1))
+  spec = methods.Spec("cell", run_cell(2), recipes={"cell": {"cell": {}}})
+  assert methods.register(spec) is methods.SPECS["cell"] is spec
+
+
 def test_the_same_file_registers_again_and_a_wrong_spec_is_named():
   spec = methods.SPECS["rna"]
   assert methods.register(spec) is spec
