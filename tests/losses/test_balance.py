@@ -8,7 +8,8 @@ import pytest
 import scipy.optimize
 
 from mer_dg import losses
-from tests.entropy._helpers import Compiled, float64
+from tests.entropy._helpers import float64
+from tests.losses._compiled import Compiled
 
 ours = Compiled(losses)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mer_dg import losses
-from tests.entropy._helpers import Compiled, float64
+from tests.entropy._helpers import float64
+from tests.losses._compiled import Compiled
 
 ours = Compiled(losses)  # Sorts dicts, as jit does.
 
