@@ -184,6 +184,21 @@ def test_evaluation_without_a_readable_checkpoint(
     run(config, workdir=str(tmp_path / "w"), mode="evaluate")
 
 
+def test_the_selected_checkpoint_is_not_replaced_by_another(
+  tiny, finished, checkpoints, tmp_path
+):
+  _, reference = finished["resident"]
+  shutil.copytree(reference.path, tmp_path / "w")
+  (best,) = select(reference.records(), metric="accuracy")
+  saved = tmp_path / "w" / "checkpoints" / checkpoints(reference).name
+  assert best["step"] < 20  # Else nothing is left that could take its place.
+  lost = saved / str(best["step"])
+  shutil.rmtree(lost)
+  config = validate(tiny(driver="resident"))
+  with pytest.raises(CheckpointError, match=f"{lost} is not there.*makes it again"):
+    run(config, workdir=str(tmp_path / "w"), mode="evaluate")
+
+
 def test_a_workdir_of_another_protocol_is_refused(tiny, finished):
   _, workdir = finished["resident"]
   before = sorted(workdir.path.rglob("*"))
