@@ -84,4 +84,4 @@ def test_any_file_of_the_format_trains(tmp_path, seed):
   assert {k for k in missing if not k.startswith("val/domain")} == set()
   assert {f"entropy/{m}" for m in arrays["modalities"]} <= finite
   assert {"target/accuracy", "val/balanced_accuracy", "train/loss"} <= finite
-  assert "| mer_kde" in text
+  assert "| MER (kde)" in text

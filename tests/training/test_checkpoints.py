@@ -273,6 +273,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, at):
   checkpoints.__exit__(None, None, None)
 
 
+@pytest.mark.slow  # Orbax waits five minutes for its own temporary folder.
 def test_a_folder_that_vanishes_is_one_sentence(tmp_path):
   with (
     pytest.raises(CheckpointError, match=r"/c cannot be written"),
