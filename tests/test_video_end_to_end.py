@@ -308,6 +308,6 @@ def test_a_method_grid_runs_on_the_features(extracted, tmp_path):
   c.network.update(hidden_dim=16, classifier_dim=16, projector_dim=16, projection_dim=8)
   c.total_steps, c.eval_every, c.log_every = 2, 2, 2
   text = run(c, workdir=str(tmp_path))
-  assert "mer_kde" in text
+  assert "MER (kde)" in text
   bench = Workbench(validate(c))
   assert len(bench.split("cartoon").test) == 3
