@@ -1,5 +1,6 @@
 """Strict JAX, a warm compile cache and doctest names, for tests and doctests alike."""
 
+import gc
 import os
 import pathlib
 
@@ -26,6 +27,26 @@ import jax.numpy as jnp  # noqa: E402
 # [n] + [n, d] is an error, not a guess; so is an old-style uint32 key.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
+
+
+# Linux lets a process have 65,530 memory maps (vm.max_map_count); every program that
+# XLA compiles for a CPU keeps some, and a compiler that gets no more ends the process
+# with a segmentation fault. The whole suite compiles more than that.
+_MANY_MAPS = 20_000
+
+
+def _memory_maps() -> int:
+  maps = pathlib.Path("/proc/self/maps")
+  return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+  """Forgets what was compiled, between two modules, before there is too much of it."""
+  yield
+  if _memory_maps() > _MANY_MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
