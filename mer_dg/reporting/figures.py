@@ -20,6 +20,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 import numpy as np
 import pandas as pd
 
@@ -31,6 +32,7 @@ from mer_dg.reporting.names import Look
 
 WIDTH, SMALL = 4.8, (3.1, 2.2)  # Inches: the widest figure, and a panel of several.
 LEAST_TARGETS = 6  # Ranks over fewer can tell hardly anything apart.
+MANY = 6  # More methods than this have a line each, with their names on the axis.
 GRID, RULE, AXIS = "#DDDDDD", "#888888", "#555555"
 RC: dict[Any, Any] = {
   "font.size": 9,
@@ -110,38 +112,91 @@ def interval_plot(
     beside: Open marks, with a thin line to the filled ones.
   """
   methods = [m for m in looks if any(m in cells for cells in lines.values())]
-  k, factor, most = len(methods), names.scale(metric), names.largest(metric)
-  least = -most if difference else 0.0
-  fig, ax = _figure((WIDTH, 1.0 + len(lines) * (0.14 + 0.15 * k) + 0.2 * (k // 3)), "x")
-  possible = lambda x: min(max(factor * x, least), most)
+  k = len(methods)
+  height = 1.0 + len(lines) * (0.14 + 0.15 * k) + 0.2 * (k // 3)
+  fig, ax = _figure((WIDTH, height), "x")
   for j, (line, cells) in enumerate(lines.items()):
     for method in (m for m in methods if m in cells):
-      found, look, x = cells[method], looks[method], factor * cells[method].mean
       y = j + (methods.index(method) - (k - 1) / 2) * 0.76 / k
-      if math.isnan(x):
-        continue
-      for value in (runs or {}).get(line, {}).get(method, ()):
-        ax.plot(factor * value, y, ".", color=look.color, ms=4, mew=0, alpha=0.5)
-      if (other := (beside or {}).get(line, {}).get(method)) is not None:
-        at = factor * other.mean
-        ax.plot([x, at], [y, y], color=look.color, lw=0.7, alpha=0.6)
-        ax.plot(at, y, look.marker, mfc="#FFFFFF", mec=look.color, ms=4.5)
-      if not math.isnan(found.low):
-        ends = [possible(found.low), possible(found.high)]
-        ax.plot(ends, [y, y], color=look.color, lw=1.8, solid_capstyle="butt")
-      ax.plot(x, y, look.marker, color=look.color, ms=5.5, zorder=4, clip_on=False)
+      dots = (runs or {}).get(line, {}).get(method, ())
+      other = (beside or {}).get(line, {}).get(method)
+      of = (looks[method], metric, difference)
+      _interval(ax, y, cells[method], *of, dots=dots, other=other)
     if line == "mean" and j:
       ax.axhline(j - 0.5, color=RULE, lw=0.8, ls=":")
+  _finish(ax, list(lines), xlabel, metric, difference)
+  _legend(fig, named(looks, methods), False, "outside upper left")
+  return fig
+
+
+@_styled
+def forest_plot(
+  cells: Mapping[str, Interval],
+  looks: Mapping[str, Look],
+  *,
+  metric: str,
+  xlabel: str,
+  difference: bool = False,
+  dots: Mapping[str, Sequence[float]] | None = None,
+  beside: Mapping[str, Interval] | None = None,
+  title: str = "",
+) -> Figure:
+  """`interval_plot` of many methods: a line each under its name, largest mean first.
+
+  Args:
+    cells: ``{method: interval}``.
+    looks: Of the methods.
+    metric: Says what is possible; nothing is drawn outside of it.
+    xlabel: Of the axis.
+    difference: Whether there is a rule at 0.
+    dots: Values behind a mark, e.g. the mean of each target.
+    beside: Open marks, with a thin line to the filled ones.
+    title: Of the figure.
+  """
+  order = sorted(cells, key=lambda m: -cells[m].mean)
+  fig, ax = _figure((WIDTH, 0.7 + 0.22 * len(order)), "x")
+  for y, method in enumerate(order):
+    of, other = (looks[method], metric, difference), (beside or {}).get(method)
+    _interval(ax, y, cells[method], *of, dots=(dots or {}).get(method, ()), other=other)
+  _finish(ax, [*map(names.display, order)], xlabel, metric, difference, wrap=36)
+  ax.set_title(title, loc="left")
+  return fig
+
+
+def _possible(metric: str, difference: bool) -> tuple[float, float]:
+  """Least and largest number that an axis can show."""
+  most = names.largest(metric)
+  return (-most if difference else 0.0), most
+
+
+def _interval(ax: Axes, y: float, found, look, metric, difference, *, dots, other):
+  """A mark, its interval clipped to what is possible, and what goes with it."""
+  factor, ends = names.scale(metric), _possible(metric, difference)
+  x = factor * found.mean
+  if math.isnan(x):
+    return
+  for value in dots:
+    ax.plot(factor * value, y, ".", color=look.color, ms=4, mew=0, alpha=0.5)
+  if other is not None:
+    at = factor * other.mean
+    ax.plot([x, at], [y, y], color=look.color, lw=0.7, alpha=0.6)
+    ax.plot(at, y, look.marker, mfc="#FFFFFF", mec=look.color, ms=4.5)
+  if not math.isnan(found.low):
+    bar = [min(max(factor * end, ends[0]), ends[1]) for end in (found.low, found.high)]
+    ax.plot(bar, [y, y], color=look.color, lw=1.8, solid_capstyle="butt")
+  ax.plot(x, y, look.marker, color=look.color, ms=5.5, zorder=4, clip_on=False)
+
+
+def _finish(ax: Axes, lines, xlabel: str, metric: str, difference: bool, wrap=22):
+  """Names of the lines, and an axis of what is possible."""
   if difference:
     ax.axvline(0, color=AXIS, lw=1.0)
-  low, high = ax.get_xlim()
+  (low, high), (least, most) = ax.get_xlim(), _possible(metric, difference)
   ax.set_xlim(max(low, least), min(high, most))
-  wrapped = [textwrap.fill(line, 22, break_long_words=False) for line in lines]
+  wrapped = [textwrap.fill(line, wrap, break_long_words=False) for line in lines]
   ax.set_yticks(range(len(lines)), wrapped)
   ax.set_ylim(len(lines) - 0.5, -0.5)
   ax.set_xlabel(xlabel)
-  _legend(fig, named(looks, methods), False, "outside upper left")
-  return fig
 
 
 @_styled
@@ -198,44 +253,30 @@ def can_rank(scores: Mapping[str, protocol.Scores]) -> bool:
 def rank_plot(ranking: protocol.Ranking, looks: Mapping[str, Look]) -> Figure:
   """Critical-difference diagram: mean ranks over targets, Nemenyi at 5 %.
 
-  Methods joined by a bar are not shown to differ.
+  Methods that a bar on the right joins are not shown to differ.
 
   Source:
-    Demšar, Statistical comparisons of classifiers over multiple data sets, 2006, §4.
+    Demšar, Statistical comparisons of classifiers over multiple data sets, 2006, §4;
+    turned, so that any number of methods keeps its names.
   """
-  cliques = protocol.cliques(ranking)
-  k, cd = len(ranking.ranks), ranking.critical_difference
-  depth = 0.6 + (len(cliques) + (k + 1) // 2) * 0.32  # Data units below the axis.
-  fig, ax = _figure((WIDTH, 0.6 + 0.7 * depth))
-  # The bar of the critical difference lies above the axis and may be longer.
-  ax.set_xlim(0.8, max(k, 1 + cd) + 0.2)
-  ax.set_ylim(-depth, 1.0)
-  ax.plot([1, 1 + cd], [0.62, 0.62], color=AXIS, lw=1.5, marker="|", ms=8)
-  ax.text(1, 0.74, f"critical difference {cd:.2f}", va="bottom")
-  ax.plot([1, k], [0, 0], color="#000000", lw=1)
-  for rank in range(1, k + 1):
-    ax.plot([rank, rank], [0, 0.14], color="#000000", lw=1)
-    ax.text(rank, 0.2, str(rank), ha="center", va="bottom")
-  for i, clique in enumerate(cliques):
-    ends, y = [ranking.ranks[clique[0]], ranking.ranks[clique[-1]]], -0.3 - 0.32 * i
-    # A bar of no length (tied methods) still shows.
-    ax.plot([ends[0] - 0.04, ends[1] + 0.04], [y, y], color=AXIS, lw=4)
-  # The better half is named on the left, the other on the right, outermost on top:
-  # then no line crosses another.
   order = sorted(ranking.ranks, key=lambda m: ranking.ranks[m])
-  half = (len(order) + 1) // 2
-  for side, edge, align in (
-    (order[:half], 0.8, "right"),
-    (order[half:][::-1], k + 0.2, "left"),
-  ):
-    for i, method in enumerate(side):
-      rank, y = ranking.ranks[method], -0.6 - 0.32 * (len(cliques) + i)
-      ax.plot([rank, rank, edge], [0, y, y], color=RULE, lw=0.7, zorder=0)
-      look = looks[method]
-      ax.plot(rank, 0, marker=look.marker, color=look.color, ms=6, zorder=5)
-      name = f" {names.display(method)}  {rank:.2f} "
-      ax.text(edge, y, name, ha=align, va="center")
-  ax.set_axis_off()
+  cliques, k = protocol.cliques(ranking), len(order)
+  fig, ax = _figure((WIDTH, 0.8 + 0.22 * k), "x")
+  for y, method in enumerate(order):
+    look, rank = looks[method], ranking.ranks[method]
+    ax.plot(rank, y, look.marker, color=look.color, ms=6, zorder=5, clip_on=False)
+  for i, clique in enumerate(cliques):
+    at = 1.03 + 0.035 * i  # Of the width of the axis: outside, on the right.
+    ends = [order.index(clique[0]) - 0.25, order.index(clique[-1]) + 0.25]
+    ax.plot([at, at], ends, color=AXIS, lw=4, clip_on=False, solid_capstyle="butt",
+            transform=ax.get_yaxis_transform())  # fmt: skip
+  ax.set_xlim(1, k)
+  ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+  ax.set_ylim(k - 0.5, -0.5)
+  ax.set_yticks(
+    range(k), [f"{names.display(m)}  {ranking.ranks[m]:.2f}" for m in order]
+  )
+  ax.set_xlabel(f"mean rank (critical difference {ranking.critical_difference:.2f})")
   return fig
 
 

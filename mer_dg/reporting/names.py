@@ -15,6 +15,7 @@ from mer_dg.protocol import Interval
 
 SIGNIFICANCE = 0.05
 LEAST_SEEDS = 4  # With fewer the interval over seeds is shown as the point it is.
+FEW = 4  # More methods than this have one line each in the answer, no sentences.
 DASH, MINUS = "–", "−"
 _METHODS = {
   "erm": "ERM",

@@ -59,6 +59,8 @@ def write_report(
 ) -> str:
   """Writes ``report/``: ``index.html``, ``report.md``, ``table.{csv,tex}``, figures.
 
+  Figures are SVG; those that a paper may show are PDF as well.
+
   Each dataset, modality set and protocol gets its own table, headed by selection by
   ``rule``, with the other rules below. The page holds all of it and needs neither
   network nor script.
@@ -114,12 +116,15 @@ def write_report(
   heads, several = [section.head for section in sections], len(sections) > 1
   files: list[str] = []
 
-  def draw(stem: str, label: str, figure: Figure) -> Drawn:
+  def draw(stem: str, label: str, figure: Figure, paper: bool = False) -> Drawn:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:100].rstrip("-")
     file = f"{stem}-{len(files)}.svg" if f"{stem}.svg" in files else f"{stem}.svg"
     files.append(file)
     svg = figures.to_bytes(figure, "svg")
     write_atomic(folder / file, svg)
+    if paper:
+      pdf = figures.to_bytes(figure, "pdf")
+      write_atomic((folder / file).with_suffix(".pdf"), pdf)
     return Drawn(file, label, figures.inline(svg, f"f{len(files)}", label))
 
   shown: dict[str, Any] = {
@@ -162,10 +167,15 @@ def _environment(page: bool) -> jinja2.Environment:
     "plain": names.plain,
     "short": names.short_revision,
     "span": lambda n: str(min(n)) if min(n) == max(n) else f"{min(n)} to {max(n)}",
-    # A number stays with its sign.
-    "tied": lambda s: re.sub(r"(±|p [=<]) ", lambda m: m[0].replace(" ", "\xa0"), s),
+    "tied": _tied,
   }
   return environment
+
+
+def _tied(text: str) -> str:
+  """A number stays with its sign; what is escaped already stays so."""
+  tied = re.sub(r"(±|p (?:=|<|&lt;)) ", lambda m: m[0].replace(" ", "\xa0"), text)
+  return type(text)(tied)
 
 
 def _rendered(template: str, **shown: Any) -> str:
@@ -213,6 +223,16 @@ class _Section:
           of = f"{count} of {most} runs" if count else "no run"
           yield f"{names.display(method)}: {of} on {target}{where}"
 
+  def _telling(self) -> list[str]:
+    """Of many methods those drawn as curves: the reference, and what differs most."""
+    rows = sorted(
+      (row for row in self.head.rows if row.method != self.reference),
+      key=lambda row: -abs(row.difference.mean) if row.difference else 0.0,
+    )
+    first = [row.method for row in self.head.rows if row.method == self.reference]
+    kept = {*first, *(row.method for row in rows[: figures.MANY])}
+    return [m for m in self.looks if m in kept]
+
   def shown(self, draw: Draw, suffix: str, commands: Sequence[str]) -> dict[str, Any]:
     """What the template takes: grids, figures and words."""
     table, looks, metric = self.head, self.looks, self.metric
@@ -227,8 +247,8 @@ class _Section:
     }
 
     def plot(stem: str, label: str, lines, **options) -> Drawn:
-      figure = figures.interval_plot(lines, looks, metric=metric, **options)
-      return draw(stem + suffix, label, figure)
+      figure = _intervals(lines, looks, metric=metric, **options)
+      return draw(stem + suffix, label, figure, paper=True)
 
     def panels(stem: str, key: Figure, drawn: Mapping[str, Figure]) -> list[Drawn]:
       """Side by side, on a phone below each other, under one legend."""
@@ -238,6 +258,9 @@ class _Section:
     def legend(methods: Iterable[str]) -> Figure:
       return figures.key_figure(figures.named(looks, methods))
 
+    few = self._telling()
+    out["many"] = len(table.scores) > figures.MANY
+    out["few"] = few if len(few) < len(table.scores) else []
     options: dict[str, Any] = {}
     drawn, label = [], f"paired difference to {names.display(self.reference)}"
     if any(row.differences for row in table.rows):
@@ -256,11 +279,11 @@ class _Section:
     steps = {r["step"] for r in (*self.records, *self.history)}
     if len(steps) > 1:
       found = extras.curves(frame.to_frame([*self.records, *self.history]), metric)
-      found = {key: {m: {s: names.pointed(i) for s, i in curve.items()}
-                     for m, curve in curves.items()}
+      found = {key: {m: {s: names.pointed(i) for s, i in curves[m].items()}
+                     for m in few if m in curves}
                for key, curves in found.items()}  # fmt: skip
       drawn = figures.curve_plots(found, looks, metric, "step")
-      out["curves"] = panels("curves", legend(table.scores), drawn)
+      out["curves"] = panels("curves", legend(few), drawn)
 
     show = lambda cell, _="": names.interval(cell, metric)
     if relied := extras.reliance(rows, metric):
@@ -274,15 +297,17 @@ class _Section:
     if missing:
       single = {k: cells for k, cells in missing.items() if " + " not in k}
       label, xlabel = "target score without a modality", names.metric_name(metric)
-      out["missing"] = plot("missing", label, single, xlabel=xlabel)
+      if len(table.scores) <= figures.MANY:
+        out["missing"] = plot("missing", label, single, xlabel=xlabel)
       out["missing_grid"] = _grid(missing, show)
 
     hurt, out["corrupted_rule"] = extras.corrupted(self.frames, metric, self.rule)
     if hurt:
       ylabel = f"target {names.metric_name(metric)}"
-      found = {(title, ylabel): panel for title, panel in hurt.items()}
+      found = {(title, ylabel): {m: panel[m] for m in few if m in panel}
+               for title, panel in hurt.items()}  # fmt: skip
       drawn = figures.curve_plots(found, looks, metric, "severity")
-      methods = {m for panel in hurt.values() for m in panel}
+      methods = {m for panel in found.values() for m in panel}
       out["corrupted"] = panels("corrupted", legend(methods), drawn)
       mean = lambda curve, _: extras.severity_mean(curve, metric)
       out["corrupted_grid"] = _grid(hurt, mean)
@@ -301,9 +326,36 @@ class _Section:
               for m in table.scores]  # fmt: skip
       out["quality"] = ["method", *map(names.metric_name, other)], body
     if bins := extras.reliability(rows):
+      bins = {m: bins[m] for m in few if m in bins}
       figure = figures.reliability_plot(bins, looks)
-      out["reliability"] = draw("reliability" + suffix, "reliability diagram", figure)
+      out["reliability"] = draw(
+        "reliability" + suffix, "reliability diagram", figure, paper=True
+      )
     return out
+
+
+def _intervals(lines, looks, *, runs=None, beside=None, **options) -> Figure:
+  """Intervals of all lines; of many methods those of the last line, their mean."""
+  if len({m for cells in lines.values() for m in cells}) <= figures.MANY:
+    options |= dict(runs=runs, beside=beside)
+    return figures.interval_plot(lines, looks, **options)
+  *others, last = lines
+  dots = {m: [lines[t][m].mean for t in others if m in lines[t]] for m in lines[last]}
+  if not others:
+    dots = (runs or {}).get(last, {})
+  options |= dict(dots=dots, beside=(beside or {}).get(last))
+  return figures.forest_plot(
+    lines[last], looks, title="" if others else last, **options
+  )
+
+
+def _turned(found: tables.Grid) -> tables.Grid:
+  """A grid of more methods than fit beside each other with a line for each of them."""
+  header, body = found
+  if len(header) - 1 <= max(figures.MANY + 1, len(body)):
+    return found
+  corner, *columns = zip(header, *body, strict=True)
+  return list(corner), [list(column) for column in columns]
 
 
 def _grid(lines: Mapping[str, Mapping[str, Any]], show, corner="", said=None):
@@ -316,7 +368,7 @@ def _grid(lines: Mapping[str, Mapping[str, Any]], show, corner="", said=None):
     ]
     for line, cells in lines.items()
   ]
-  return [corner, *map(names.display, methods)], body
+  return _turned(([corner, *map(names.display, methods)], body))
 
 
 def _xlabel(table: tables.Table) -> str:
@@ -334,7 +386,7 @@ def _ranks(stem: str, scores, metric: str, looks, draw: Draw):
   higher = metric not in protocol.LOWER_IS_BETTER
   found = protocol.rank_methods(scores, higher_is_better=higher)
   figure = figures.rank_plot(found, looks)
-  return draw(stem, "mean ranks over held-out domains", figure), found
+  return draw(stem, "mean ranks over held-out domains", figure, paper=True), found
 
 
 def _across(heads: Sequence[tables.Table], looks, draw: Draw) -> dict[str, Any]:
@@ -355,15 +407,18 @@ def _across(heads: Sequence[tables.Table], looks, draw: Draw) -> dict[str, Any]:
     t.name: {r.method: r.difference for r in t.rows if r.difference} for t in heads
   }
   out: dict[str, Any] = {
-    "grid": (["table", "targets", *map(names.display, methods)], body),
+    "grid": _turned((["table", "targets", *map(names.display, methods)], body)),
     "table": first,
     "name": f"Target {names.metric_name(metric)}, means over held-out domains.",
   }
-  if any(lines.values()):
-    figure = figures.interval_plot(
-      lines, looks, metric=metric, xlabel=_xlabel(first), difference=True
-    )
-    out["differences"] = draw("overview", "paired differences of every table", figure)
+  options = dict(metric=metric, xlabel=_xlabel(first), difference=True)
+  figures_of = {"overview": lines} if any(lines.values()) else {}
+  if len(methods) - 1 > figures.MANY:  # A panel per table.
+    figures_of = {f"overview-{t}": {t: cells} for t, cells in lines.items() if cells}
+  out["differences"] = [
+    draw(stem, "paired differences", _intervals(shown, looks, **options), paper=True)
+    for stem, shown in figures_of.items()
+  ]
   out["ranks"] = _ranks("overview_ranks", pooled(heads), metric, looks, draw)
   return out
 

@@ -25,6 +25,11 @@ class Verdict(NamedTuple):
   targets: Sequence[tuple[str, float]]  # Mean differences, most helped first.
   ahead: int  # Number of targets where the method has the better mean.
 
+  @property
+  def size(self) -> float:
+    """Of the difference, without its sign."""
+    return abs(self.row.difference.mean) if self.row.difference else 0.0
+
 
 def verdicts(table: tables.Table) -> list[Verdict]:
   """A verdict on each method that shares pairs with the reference on every target."""
@@ -44,6 +49,9 @@ def verdicts(table: tables.Table) -> list[Verdict]:
         sum(sign * mean > 0 for _, mean in means),
       )
     )
+  if len(out) > names.FEW:  # A ranking; in the order of the config they are told fully.
+    gains = {row.method: sign * d.mean for row, d in judged}
+    out.sort(key=lambda v: -gains[v.row.method])
   return out
 
 

@@ -89,12 +89,26 @@ def test_ranks_need_targets_and_are_drawn_on_their_places():
   assert not figures.can_rank(two)
   ranking = protocol.rank_methods(scores_of("abcdef"))
   (ax,) = figures.rank_plot(ranking, names.looks(["erm", "x", "y"])).axes
-  texts = {t.get_text().strip() for t in ax.texts}
+  lines = [t.get_text() for t in ax.get_yticklabels()]
+  assert lines == ["ERM  1.00", "x  2.00", "y  3.00"]
   # Demsar 2006: q = 2.343 for three methods; CD = q sqrt(3 4 / (6 6)) = 1.35.
-  assert {"ERM  1.00", "x  2.00", "y  3.00", "critical difference 1.35"} <= texts
+  assert ax.get_xlabel() == "mean rank (critical difference 1.35)"
   assert (1.0, 0.0) in marks(ax, LOOKS["erm"].marker)
-  bars = [tuple(v.get_xdata()) for v in ax.lines if v.get_linewidth() == 4]
-  np.testing.assert_allclose(bars, [[0.96, 2.04], [1.96, 3.04]])
+  bars = [tuple(v.get_ydata()) for v in ax.lines if v.get_linewidth() == 4]
+  np.testing.assert_allclose(bars, [[-0.25, 1.25], [0.75, 2.25]])
+
+
+def test_many_methods_have_a_line_each_under_their_names():
+  cells = {m: Interval(v, v - 0.9, v + 0.01, 4) for m, v in (("erm", 0.5), ("mm", 0.7))}
+  looks = names.looks(cells)
+  dots = {"mm": [0.6, 0.8]}
+  options = dict(metric="accuracy", xlabel="x", dots=dots, beside={"erm": cells["mm"]})
+  (ax,) = figures.forest_plot(cells, looks, **options).axes
+  assert [t.get_text() for t in ax.get_yticklabels()] == ["MM", "ERM"]  # Best first.
+  assert marks(ax, looks["mm"].marker) == [(70.0, 0.0)]
+  assert marks(ax, ".") == [(60.0, 0.0), (80.0, 0.0)]
+  bars = [list(v.get_xdata()) for v in ax.lines if v.get_linewidth() == 1.8]
+  np.testing.assert_allclose(bars, [[0, 71], [0, 51]])  # Nothing is below 0.
 
 
 def test_thin_bins_are_faint_and_off_the_line():

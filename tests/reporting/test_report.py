@@ -135,6 +135,8 @@ def test_every_file_is_there_and_the_table_can_be_read(golden):
   images = re.findall(r"\]\((.*?)\)", text)
   assert len(images) == len(set(images)) == Reader(folder).tags.count("svg")
   assert all((folder / "report" / name).exists() for name in images)
+  papers = {p.stem for p in (folder / "report").glob("*.pdf")}
+  assert papers == {"differences", "targets", "missing", "reliability"}
   found = pd.read_csv(folder / "report" / "table.csv")
   assert len(found) == 4 * 4 * 4 * 2  # Rules x methods x targets x seeds.
   mean = found.query("selection == 'source_val' and method == 'erm'")["value"].mean()
@@ -245,6 +247,23 @@ class TestVerdict:
       "same is not shown to differ from ERM."
     )
 
+  def test_many_methods_have_a_line_each_best_first(self, make, tmp_path):
+    gains = {f"m{i}": 0.05 * i for i in range(-1, 7)}
+    headline, text = told(make, tmp_path, gains, seeds=12)
+    assert headline == (
+      "6 methods are better than ERM, most of all m6 (+30.0 points); m-1 is worse "
+      "than ERM; m0 is not shown to differ from ERM."
+    )
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    assert [line[4:6] for line in lines] == [f"m{i}" for i in "6543210-"]
+    # 2 / 2^12 times eight methods.
+    assert re.match(
+      r"- \*\*m6: better\*\*; \+30\.0 points \[.*\], p = 0\.004", lines[0]
+    )
+    assert "95 % intervals over seeds; p: sign-flip over pairs" in text
+    assert "So few" not in text
+    assert "so few pairs cannot" in told(make, tmp_path, gains, seeds=4)[1]
+
   def test_a_small_p_with_an_interval_around_zero_claims_nothing(self, make, tmp_path):
     # Large on one target, slightly negative on two.
     gains = {"mer": {"a": 0.3, "b": -0.01, "c": -0.01}}
@@ -294,6 +313,24 @@ def test_several_tables_have_an_overview_and_files_of_their_own(tmp_path, experi
   names = {p.name for p in (tmp_path / "report").iterdir()}
   assert "targets-toy-video-audio.svg" in names
   assert "curves-other-set-video-audio-key.svg" not in names  # One step has no curve.
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_grid_of_many_methods_has_a_line_for_each(tmp_path, experiment):
+  more = [r | {"method": f"m{i}", "run_id": f"{i}{r['run_id']}"}
+          for r in experiment for i in range(8) if r["method"] == "mer"]  # fmt: skip
+  rows = [r for r in experiment + more if r["step"] == 20]
+  other = [r | {"dataset": "other", "run_id": "o" + r["run_id"]} for r in rows]
+  text = reporting.write_report(tmp_path, rows + other)
+  table = re.search(r"### Overview\n\n((?:\|.*\n)+)", text)[1].splitlines()
+  assert "toy (video + audio)" in table[0]
+  assert [line.split("|")[1].strip() for line in table[2:5]] == [
+    "targets",
+    "ERM",
+    "mer",
+  ]
+  panels = [p.name for p in (tmp_path / "report").glob("overview-*.svg")]
+  assert sorted(panels) == [f"overview-{d}-video-audio.svg" for d in ("other", "toy")]
 
 
 def test_ranks_are_over_one_table_of_each_set(experiment):

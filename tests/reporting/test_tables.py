@@ -3,6 +3,8 @@
 import io
 import math
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -169,6 +171,17 @@ def test_latex_is_escaped_balanced_labelled_and_fits(make, experiment):
   lines = [line for line in text.splitlines() if line.startswith(("ERM &", "mer &"))]
   assert re.fullmatch(r"mer & \\textbf{52\.0 \$\\pm\$ .*} & \+10\.0\* & .*", lines[1])
   assert max(map(len, lines)) < 100  # No interval per target, no source validation.
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX here")
+def test_latex_compiles_in_a_column(tmp_path, experiment):
+  text = reporting.to_latex(reporting.build_table(experiment, reference="erm"))
+  source = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\begin{document}"
+  (tmp_path / "t.tex").write_text(source + "\n" + text + r"\end{document}")
+  words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+  done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+  assert done.returncode == 0, done.stdout[-2000:]
+  assert "Overfull" not in done.stdout  # It fits.
 
 
 def test_csv_is_tidy_and_exact(experiment):
