@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from configs import epic_kitchens
 from mer_dg.contracts import InputSpec, Task
+from mer_dg.data.video.reader import input_specs
 from mer_dg.experiments import validate
-from mer_dg.experiments.pretrained import input_specs
 from mer_dg.experiments.video_config import KINDS
 from mer_dg.methods import build_method, merge_recipes
 from mer_dg.networks import (

@@ -41,8 +41,8 @@ from configs import hac
 from data_prep import audit
 from data_prep import video as prepare
 from mer_dg.data.stream import DevicePrefetch, stream_batches
-from mer_dg.data.video_dataset import VIDEO_SETS, VideoDataset, load_video
-from mer_dg.data.video_files import encode_jpeg
+from mer_dg.data.video.dataset import VIDEO_SETS, VideoDataset, load_video
+from mer_dg.data.video.files import encode_jpeg
 from mer_dg.experiments import Workbench, single, validate
 from mer_dg.training.drivers import StreamDriver
 from mer_dg.training.state import run_keys

@@ -39,8 +39,8 @@ from data_prep.video_splits import (
   without_repeats,
 )
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_sources import TABLE_FILE
-from mer_dg.data.video_table import MODALITIES, SPLITS, ClipTable
+from mer_dg.data.video.sources import TABLE_FILE
+from mer_dg.data.video.table import MODALITIES, SPLITS, ClipTable
 
 
 def audit(

@@ -35,12 +35,12 @@ import numpy as np
 from data_prep.video_scan import Meter
 from mer_dg.data.archive import read_arrays
 from mer_dg.data.arrays import eval_blocks
-from mer_dg.data.dataset import DataError
+from mer_dg.data.dataset import DataError, make_dataset
 from mer_dg.data.npz import save_npz, to_npz_arrays
 from mer_dg.data.stream import stream_blocks
-from mer_dg.data.video_dataset import VIDEO_SETS, VideoDataset, load_video
-from mer_dg.data.video_reader import ClipReader, device_inputs
-from mer_dg.data.video_table import MODALITIES
+from mer_dg.data.video.dataset import VIDEO_SETS, VideoDataset, load_video
+from mer_dg.data.video.reader import device_inputs
+from mer_dg.data.video.table import MODALITIES
 from mer_dg.experiments.video_config import KINDS
 from mer_dg.networks import Backbone, load_weights, make_backbone
 from mer_dg.networks.pretrained import encode
@@ -97,10 +97,7 @@ def extract(
   embed = _embed(backbones, variables)
   # The middle of each of N equal stretches; of one, the middle.
   places = [(i + 0.5) / clips for i in range(clips)]
-  readers = [
-    ClipReader(dataset.source, modalities=dataset.modalities, train=False, at=at)
-    for at in places
-  ]
+  readers = [dataset.reader(train=False, at=at) for at in places]
   starts = range(0, len(dataset), CLIPS_PER_PART)
   meter = Meter("clips", len(dataset)) if progress else None
   for start in starts:
@@ -187,14 +184,20 @@ def _join(dataset: VideoDataset, out, files: Sequence[pathlib.Path], plan) -> No
     with np.load(file) as archive:
       parts.append(dict(archive))
   column = lambda key: np.concatenate([part[key] for part in parts])
-  filled = dataclasses.replace(
-    dataset,
+  filled = make_dataset(
+    name=dataset.name,
     inputs={m: column(m) for m in dataset.modalities},
-    kinds=dict.fromkeys(dataset.modalities, "vector"),
     present={m: column(f"{m}_present") for m in dataset.modalities},
+    label=dataset.label,
+    domain=dataset.domain,
+    class_names=dataset.class_names,
+    domain_names=dataset.domain_names,
+    group=dataset.group,
+    split=dataset.split,
+    index=dataset.index,
   )
   arrays = {
-    **to_npz_arrays(filled),
+    **to_npz_arrays(dataclasses.replace(filled, version=dataset.version)),
     "id": np.array([clip.id for clip in dataset.source.table.clips]),
     "made_from": np.array(json.dumps(plan)),  # For people, and to see what is done.
   }
@@ -206,7 +209,7 @@ def _plan(dataset, backbones, weights, clips: int) -> dict[str, Any]:
   return {
     "set": dataset.name,
     "version": dataset.version,
-    "dedup": dataset.dedup,
+    "dedup": dataset.source.table.dedup,
     "clips": clips,
     "encoders": {m: _plain(b.options) for m, b in backbones.items()},
     "weights": {

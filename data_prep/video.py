@@ -7,7 +7,7 @@ First the lists and files are looked at, as by `data_prep.audit`, and the disk s
 estimated from a few clips. Then shards are written by several threads; interrupted and
 started again, it goes on with the shards that are missing. The result is a TFDS data
 set in ArrayRecord files (``DIR/hac_video/1.0.0``), which needs no TensorFlow to read;
-`mer_dg.data.video_sources.PreparedSource` opens it.
+`mer_dg.data.video.sources.PreparedSource` opens it.
 
 A damaged file stops it with the file and the row of the list; ``--on_error=skip`` lists
 the clip and leaves it out.
@@ -30,15 +30,15 @@ from data_prep.audit import add_arguments, audit
 from data_prep.video_builders import BUILDERS, VERSION, features
 from data_prep.video_scan import Problem, run_parallel
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_files import JPEG_QUALITY
-from mer_dg.data.video_sources import (
+from mer_dg.data.video.files import JPEG_QUALITY
+from mer_dg.data.video.sources import (
   TABLE_FILE,
   TreeSource,
   record_of,
   split_name,
   stored_keys,
 )
-from mer_dg.data.video_table import ClipTable
+from mer_dg.data.video.table import ClipTable
 
 CLIPS_PER_SHARD = 32
 # Clips that the estimate is made of.

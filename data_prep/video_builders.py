@@ -29,7 +29,7 @@ from data_prep.video_splits import (
   read_splits,
 )
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_sources import (
+from mer_dg.data.video.sources import (
   TABLE_FILE,
   TreeSource,
   record_of,
@@ -41,7 +41,7 @@ FRAME_KEYS = ("video", "flow_u", "flow_v")
 
 
 def features(name: str) -> tfds.features.FeaturesDict:
-  """Features of a record of one of the sets; see `video_sources.record_of`."""
+  """Features of a record of one of the sets; see `sources.record_of`."""
   classes, domains = {
     "epic": (EPIC_CLASSES, EPIC_DOMAINS),
     "hac": (HAC_CLASSES, HAC_DOMAINS),

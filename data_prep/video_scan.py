@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_files import count_frames, read_sound, wav_samples
-from mer_dg.data.video_sources import TreeMedia, check_pair
-from mer_dg.data.video_table import MODALITIES, Clip, ClipTable, Frames, Sound
+from mer_dg.data.video.files import count_frames, read_sound, wav_samples
+from mer_dg.data.video.sources import TreeMedia, check_pair
+from mer_dg.data.video.table import MODALITIES, Clip, ClipTable, Frames, Sound
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep._pickles import load_table as load_pickled_table
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_table import (
+from mer_dg.data.video.table import (
   SPLITS,
   Clip,
   ClipTable,

@@ -19,8 +19,8 @@ for name in ("av", "PIL", "safetensors", "tensorflow_datasets", "array_record"):
 from configs import features, hac  # noqa: E402
 from data_prep import audit, convert_checkpoint, extract_features, video  # noqa: E402
 from mer_dg.data.npz import load_npz  # noqa: E402
-from mer_dg.data.video_dataset import load_video  # noqa: E402
-from mer_dg.data.video_reader import device_inputs  # noqa: E402
+from mer_dg.data.video.dataset import load_video  # noqa: E402
+from mer_dg.data.video.reader import device_inputs  # noqa: E402
 from mer_dg.experiments import (  # noqa: E402
   ConfigError,
   Workbench,

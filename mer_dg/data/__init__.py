@@ -15,7 +15,13 @@ from mer_dg.data.arrays import (
 )
 from mer_dg.data.av_digits import data_root, load_av_digits
 from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
-from mer_dg.data.dataset import DataError, Dataset, infer_kind, make_dataset
+from mer_dg.data.dataset import (
+  ArrayDataset,
+  DataError,
+  Dataset,
+  infer_kind,
+  make_dataset,
+)
 from mer_dg.data.logmel import framed_waveform, log_mel
 from mer_dg.data.npz import from_arrays, load_npz, save_npz
 from mer_dg.data.registry import register_dataset
@@ -24,6 +30,7 @@ from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
 from mer_dg.data.suspicions import suspicions
 
 __all__ = [
+  "ArrayDataset",
   "Arrays",
   "Batch",
   "Cooccurrence",

@@ -1,4 +1,4 @@
-"""From a `Dataset` to the arrays and the batches that the step sees."""
+"""From an `ArrayDataset` to the arrays and the batches that the step sees."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mer_dg.data.dataset import Dataset
+from mer_dg.contracts import Batch
+from mer_dg.data.dataset import ArrayDataset
 from mer_dg.data.sampling import Pool, draw_batch
-
-# The batch contract: {"inputs": {m: [B, ...]}, "present": {m: bool [B]},
-# "label": int32 [B], "domain": int32 [B], "index": int32 [B], "mask": bool [B]}.
-Batch = dict[str, Any]
 
 # Central ranges of a standard normal distribution: 1.349 of it lies between the
 # quartiles, 3.290 between the 5th and 95th percentile, 5.152 within 0.5 and 99.5.
@@ -38,7 +35,7 @@ class Arrays(NamedTuple):
   index: Any
 
 
-def to_arrays(dataset: Dataset) -> Arrays:
+def to_arrays(dataset: ArrayDataset) -> Arrays:
   """Arrays of a dataset; padding is zeroed and marked by a validity channel."""
   inputs = {}
   for m, x in dataset.inputs.items():
@@ -77,7 +74,9 @@ def sample_batch(arrays: Arrays, key, step, pool: Pool, per_domain: int) -> Batc
   return gather_batch(arrays, *draw_batch(key, step, pool, per_domain))
 
 
-def fit_scaling(dataset: Dataset, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+def fit_scaling(
+  dataset: ArrayDataset, rows: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
   """Per-channel centre and inverse scale of each modality, from ``rows`` only.
 
   Numbers: the median, and the larger of the spreads of the central 50 % and 90 %

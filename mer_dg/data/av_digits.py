@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from mer_dg.data.archive import read_arrays
-from mer_dg.data.dataset import DataError, Dataset, make_dataset
+from mer_dg.data.dataset import ArrayDataset, DataError, make_dataset
 from mer_dg.data.logmel import framed_waveform, log_mel, resample_time
 
 DOMAINS = ("mnist", "optdigits", "semeion")
@@ -59,7 +59,7 @@ def data_root(path: str | os.PathLike | None = None) -> pathlib.Path:
 
 def load_av_digits(
   root: str | os.PathLike | None = None, *, audio: str = "logmel"
-) -> Dataset:
+) -> ArrayDataset:
   """Pairs of a spoken and a handwritten digit from three domains.
 
   Speech is the Free Spoken Digit Dataset (8 kHz), images come from MNIST, optdigits

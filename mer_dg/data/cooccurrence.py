@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mer_dg.data.dataset import SPLITS, DataError, Dataset, make_dataset
+from mer_dg.data.dataset import SPLITS, ArrayDataset, DataError, make_dataset
 
 TARGET_PAIRINGS = ("absent", "reversed")
 
@@ -75,14 +75,14 @@ class Latents(NamedTuple):
   means: dict[str, np.ndarray]
 
 
-def make_cooccurrence(knobs: Cooccurrence) -> Dataset:
+def make_cooccurrence(knobs: Cooccurrence) -> ArrayDataset:
   """Generates the set.
 
   Args:
     knobs: The knobs; see `Cooccurrence`.
 
   Returns:
-    A `Dataset` with modalities ``m0, m1, ...`` and its own split.
+    A set with modalities ``m0, m1, ...`` and its own split.
 
   Raises:
     DataError: A knob out of range; the message names it.

@@ -1,46 +1,43 @@
-"""The one in-memory dataset type: named modalities, labels, domains, masks."""
+"""What a dataset is; and the one in memory: modalities, labels, domains, masks."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import jax
 import numpy as np
 
-KINDS = ("vector", "sequence", "image", "clip")
+from mer_dg.contracts import KINDS, Batch, InputSpec
+
+if TYPE_CHECKING:
+  from mer_dg.data.stream import RowSource  # It knows this module.
+
 SPLITS = ("train", "val", "test")
 
 TARGET_ROWS = ("test", "all")
-
-# Rank of one sample of each kind, as stored here: vector [D], sequence [T, C],
-# image [H, W, C], clip [T, H, W, C].
-SAMPLE_RANK = {"vector": 1, "sequence": 2, "image": 3, "clip": 4}
 
 
 class DataError(ValueError):
   """Bad data: the message names the file or set, the array and the row."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """A multimodal classification set with domains, held in memory.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset(abc.ABC):
+  """A multimodal classification set with domains; where its inputs are is its affair.
 
-  Arrays keep the dtype in which they were stored (uint8 images, float16
-  sequences); scaling to float32 happens on the device, inside the step.
+  Sets in memory (`ArrayDataset`) and sets on disk (`video.VideoDataset`) satisfy it.
 
   Attributes:
     name: Name used in records.
-    inputs: ``{modality: [N, ...]}``; its order is the order of modalities.
-    kinds: ``{modality: kind}``, one of `KINDS`; fixes the rank of the inputs.
     label: int32 ``[N]`` in ``0..K-1``.
     domain: int32 ``[N]``, position in ``domain_names``.
     class_names: K names.
     domain_names: Names of all domains, sources and target alike.
-    present: ``{modality: bool [N]}``; False where that modality is missing.
-    lengths: ``{modality: int32 [N]}`` valid steps of zero-padded sequences;
-      modalities without padding are absent.
     group: int64 ``[N]``; rows with one value are never separated by a split.
     split: int8 ``[N]`` position in `SPLITS`, or None for our own splits.
     index: int32 ``[N]`` stable sample id.
@@ -51,20 +48,70 @@ class Dataset:
   """
 
   name: str
-  inputs: Mapping[str, np.ndarray]
-  kinds: Mapping[str, str]
   label: np.ndarray
   domain: np.ndarray
   class_names: tuple[str, ...]
   domain_names: tuple[str, ...]
-  present: Mapping[str, np.ndarray]
-  lengths: Mapping[str, np.ndarray]
   group: np.ndarray
   split: np.ndarray | None
   index: np.ndarray
   version: str
   target_rows: str = "test"
   notes: tuple[str, ...] = ()
+
+  on_disk: ClassVar[bool] = False  # Whether `in_memory` raises.
+
+  @property
+  @abc.abstractmethod
+  def specs(self) -> dict[str, InputSpec]:
+    """What a network has to know of each modality, in their order."""
+
+  @abc.abstractmethod
+  def select_modalities(self, modalities: Sequence[str]) -> Self:
+    """The set with the named modalities.
+
+    Raises:
+      DataError: A name that is not one of ``modalities``, or none.
+    """
+
+  @abc.abstractmethod
+  def reader(self, *, train: bool, seed: int = 0) -> RowSource:
+    """Row after row, for `stream.stream_batches` and `stream.stream_blocks`.
+
+    Args:
+      train: Whether rows are augmented, where the set does that.
+      seed: Of the augmentation.
+    """
+
+  @abc.abstractmethod
+  def in_memory(self) -> ArrayDataset:
+    """The set with all its inputs in memory.
+
+    Raises:
+      DataError: If they do not fit there.
+    """
+
+  @abc.abstractmethod
+  def scaling(self, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Scaling of the inputs, from ``rows`` only; see `arrays.fit_scaling`."""
+
+  def device_inputs(
+    self, batch: Batch, *, key: jax.Array | None = None, epoch: Any = 0
+  ) -> dict[str, Any]:
+    """Inputs of the network from those of a batch: on the device, inside the step.
+
+    Args:
+      batch: A batch of rows.
+      key: Of the training noise, where the set has one; None in evaluation.
+      epoch: The step, in training.
+    """
+    del key, epoch
+    return batch["inputs"]
+
+  @property
+  def tags(self) -> dict[str, str]:
+    """What records have to say of the set beside its version."""
+    return {}
 
   def __len__(self) -> int:
     return len(self.label)
@@ -78,7 +125,7 @@ class Dataset:
 
   @property
   def modalities(self) -> tuple[str, ...]:
-    return tuple(self.inputs)
+    return tuple(self.specs)
 
   @property
   def num_classes(self) -> int:
@@ -96,7 +143,55 @@ class Dataset:
       )
     return self.domain_names.index(name)
 
-  def take(self, rows: np.ndarray) -> Dataset:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrayDataset(Dataset):
+  """A set held in memory.
+
+  Arrays keep the dtype in which they were stored (uint8 images, float16
+  sequences); scaling to float32 happens on the device, inside the step.
+
+  Attributes:
+    inputs: ``{modality: [N, ...]}``; its order is the order of modalities.
+    kinds: ``{modality: kind}``, one of `KINDS`; fixes the rank of the inputs.
+    present: ``{modality: bool [N]}``; False where that modality is missing.
+    lengths: ``{modality: int32 [N]}`` valid steps of zero-padded sequences;
+      modalities without padding are absent.
+  """
+
+  inputs: Mapping[str, np.ndarray]
+  kinds: Mapping[str, str]
+  present: Mapping[str, np.ndarray]
+  lengths: Mapping[str, np.ndarray]
+
+  @property
+  def specs(self) -> dict[str, InputSpec]:
+    specs = {}
+    for m, x in self.inputs.items():
+      shape, masked = x.shape[1:], m in self.lengths
+      if masked:  # `to_arrays` appends the validity channel.
+        shape = (*shape[:-1], shape[-1] + 1)
+      specs[m] = InputSpec(self.kinds[m], shape, masked=masked)
+    return specs
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    return tuple(self.inputs)
+
+  def reader(self, *, train: bool, seed: int = 0) -> RowSource:
+    from mer_dg.data.stream import ArraySource  # It needs Grain.
+
+    return ArraySource(self)
+
+  def in_memory(self) -> ArrayDataset:
+    return self
+
+  def scaling(self, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    from mer_dg.data.arrays import fit_scaling  # It knows this module.
+
+    return fit_scaling(self, rows)
+
+  def take(self, rows: np.ndarray) -> ArrayDataset:
     """The dataset restricted to ``rows`` (ids, groups and names unchanged)."""
     pick = lambda tree: {m: a[rows] for m, a in tree.items()}
     return dataclasses.replace(
@@ -111,7 +206,7 @@ class Dataset:
       split=None if self.split is None else self.split[rows],
     )
 
-  def select_modalities(self, modalities: Sequence[str]) -> Dataset:
+  def select_modalities(self, modalities: Sequence[str]) -> ArrayDataset:
     """The dataset with the named modalities, in the order given."""
     unknown = [m for m in modalities if m not in self.inputs]
     if unknown or not modalities:
@@ -143,8 +238,8 @@ def make_dataset(
   group: np.ndarray | None = None,
   split: np.ndarray | None = None,
   index: np.ndarray | None = None,
-) -> Dataset:
-  """Builds a `Dataset`, filling what is optional and checking all of it.
+) -> ArrayDataset:
+  """Builds an `ArrayDataset`, filling what is optional and checking all of it.
 
   Inputs are brought to the rank of their kind: grey images and clips get a
   channel axis, trailing axes of a sequence become channels.
@@ -216,7 +311,7 @@ def make_dataset(
     group = np.unique(group, return_inverse=True)[1]
   if split is not None:
     split = _integers(name, "split", split, n, len(SPLITS)).astype(np.int8)
-  return Dataset(
+  return ArrayDataset(
     name=name,
     inputs=arrays,
     kinds=kinds,
@@ -285,8 +380,8 @@ def _storable(name: str, m: str, a: np.ndarray) -> np.ndarray:
 
 def _to_rank(name: str, m: str, a: np.ndarray, kind: str) -> np.ndarray:
   if kind not in KINDS:
-    raise DataError(f"{name}: {m}_kind={kind!r} is not one of {KINDS}.")
-  rank = SAMPLE_RANK[kind]
+    raise DataError(f"{name}: {m}_kind={kind!r} is not one of {tuple(KINDS)}.")
+  rank = KINDS[kind]
   if kind == "vector":
     a = a.reshape(len(a), -1)
   elif kind == "sequence":

@@ -20,8 +20,9 @@ import zipfile
 
 import numpy as np
 
+from mer_dg.contracts import KINDS
 from mer_dg.data.archive import Archive, few, reason
-from mer_dg.data.dataset import KINDS, SPLITS, DataError, Dataset, make_dataset
+from mer_dg.data.dataset import SPLITS, ArrayDataset, DataError, make_dataset
 
 # Keys with a meaning of their own; no modality may be called so.
 RESERVED = (
@@ -46,7 +47,9 @@ LONGEST_NAME = 200
 _UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def load_npz(path: str | os.PathLike, *, modalities: Sequence[str] = ()) -> Dataset:
+def load_npz(
+  path: str | os.PathLike, *, modalities: Sequence[str] = ()
+) -> ArrayDataset:
   """Reads a dataset in the bring-your-own format.
 
   Nothing in the file is executed: arrays of Python objects are refused.
@@ -97,11 +100,11 @@ def load_npz(path: str | os.PathLike, *, modalities: Sequence[str] = ()) -> Data
   return dataclasses.replace(dataset, name=path.stem, notes=unread)
 
 
-def save_npz(data: Dataset | Mapping[str, Any], path: str | os.PathLike) -> None:
+def save_npz(data: ArrayDataset | Mapping[str, Any], path: str | os.PathLike) -> None:
   """Checks a dataset and writes it in the bring-your-own format, atomically.
 
   Args:
-    data: A `Dataset`, or the arrays under the keys of the format.
+    data: An `ArrayDataset`, or the arrays under the keys of the format.
     path: File to write; an existing one is replaced.
 
   Raises:
@@ -116,7 +119,7 @@ def save_npz(data: Dataset | Mapping[str, Any], path: str | os.PathLike) -> None
     4
   """
   path = pathlib.Path(path).expanduser()
-  arrays = to_npz_arrays(data) if isinstance(data, Dataset) else data
+  arrays = to_npz_arrays(data) if isinstance(data, ArrayDataset) else data
   arrays = {key: np.asarray(value) for key, value in arrays.items()}
   from_arrays(arrays, name=str(path))
   objects = [key for key, value in arrays.items() if value.dtype.hasobject]
@@ -135,7 +138,7 @@ def save_npz(data: Dataset | Mapping[str, Any], path: str | os.PathLike) -> None
     temporary.unlink(missing_ok=True)
 
 
-def to_npz_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
+def to_npz_arrays(dataset: ArrayDataset) -> dict[str, np.ndarray]:
   """The arrays of a dataset under the keys of the format."""
   arrays: dict[str, Any] = {
     "modalities": np.array(dataset.modalities),
@@ -162,7 +165,7 @@ def to_npz_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
 
 def from_arrays(
   arrays: Mapping[str, Any], *, name: str, modalities: Sequence[str] = ()
-) -> Dataset:
+) -> ArrayDataset:
   """A dataset from arrays under the keys of the format (see `load_npz`).
 
   Args:
@@ -401,7 +404,9 @@ def _known_domains(name, domain, values, names: list[str]) -> list[str]:
 def _kind(name: str, m: str, value: np.ndarray) -> str:
   kind = _texts(name, f"{m}_kind", value.reshape(-1))
   if len(kind) != 1 or kind[0] not in KINDS:
-    raise DataError(f"{name}: {m}_kind is {few(kind)}; allowed is one of {KINDS}.")
+    raise DataError(
+      f"{name}: {m}_kind is {few(kind)}; allowed is one of {tuple(KINDS)}."
+    )
   return kind[0]
 
 

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mer_dg.data.arrays import Arrays, Batch, gather_batch, to_arrays
-from mer_dg.data.dataset import DataError, Dataset
+from mer_dg.contracts import Batch
+from mer_dg.data.arrays import Arrays, gather_batch, to_arrays
+from mer_dg.data.dataset import ArrayDataset, DataError, Dataset
 from mer_dg.data.sampling import Pool, draw_batch
 
 # Steps drawn by one compiled call; two blocks are kept, since threads that work
@@ -49,19 +50,19 @@ class RowSource(Protocol):
     ...
 
 
-class DatasetSource:
-  """Row access to an in-memory `Dataset`, with the arrays of `to_arrays`.
+class ArraySource:
+  """Row access to an `ArrayDataset`, with the arrays of `to_arrays`.
 
   Example:
     >>> from mer_dg.data.dataset import make_dataset
-    >>> source = DatasetSource(make_dataset(
+    >>> source = ArraySource(make_dataset(
     ...   name="toy", inputs={"a": np.eye(2)}, label=[0, 1], domain=[0, 1],
     ...   class_names=["x", "y"], domain_names=["p", "q"]))
     >>> len(source), source[1]["inputs"]["a"].tolist()
     (2, [0.0, 1.0])
   """
 
-  def __init__(self, dataset: Dataset):
+  def __init__(self, dataset: ArrayDataset):
     self.arrays = to_arrays(dataset)
 
   def __len__(self) -> int:
@@ -110,7 +111,7 @@ def stream_batches(
   for name, (value, least) in (counts | {"num_workers": (num_workers, 0)}).items():
     if value < least:
       raise ValueError(f"{name} must be at least {least}, got {value}.")
-  source = DatasetSource(data) if isinstance(data, Dataset) else data
+  source = data.reader(train=True) if isinstance(data, Dataset) else data
   last = int(np.max(np.asarray(pool.rows)))
   if last >= len(source):
     raise DataError(f"pool names row {last}, but the data has {len(source)} rows.")
@@ -342,7 +343,7 @@ class _Loader:
 
   def __call__(self, step: int) -> Batch:
     rows, domain, mask = self._plan(int(step))
-    if isinstance(self._source, DatasetSource) and self._read_row is None:
+    if isinstance(self._source, ArraySource) and self._read_row is None:
       return gather_batch(self._source.arrays, rows, domain, mask)
     wanted, place = np.unique(rows, return_inverse=True)  # Padding repeats rows.
     elements = [self._row(int(r), int(step)) for r in wanted]

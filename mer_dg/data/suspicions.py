@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mer_dg.data.archive import few
-from mer_dg.data.dataset import Dataset
+from mer_dg.data.dataset import ArrayDataset, Dataset
 
 MAJORITY = 0.95  # Share of the largest class from which on accuracy says little.
 MANY_DOMAINS = 100
@@ -44,6 +44,8 @@ def suspicions(dataset: Dataset) -> list[str]:
     ["'b' contains the label: number 0 of it tells the class by itself (leakage)."]
   """
   found = [*dataset.notes, *_of_labels(dataset)]
+  if not isinstance(dataset, ArrayDataset):
+    return found
   for m, x in dataset.inputs.items():
     rows = _spread(np.flatnonzero(dataset.present[m]), ROWS)
     if not len(rows):
@@ -124,7 +126,7 @@ def _tells_label(dataset, m: str, values, rows, columns) -> list[str]:
   ]
 
 
-def _duplicates(dataset: Dataset) -> list[str]:
+def _duplicates(dataset: ArrayDataset) -> list[str]:
   """Samples that another domain has too."""
   there = np.zeros(len(dataset), bool)
   for present in dataset.present.values():
@@ -157,7 +159,7 @@ def _duplicates(dataset: Dataset) -> list[str]:
   ]
 
 
-def _same(dataset: Dataset, a: int, b: int) -> bool:
+def _same(dataset: ArrayDataset, a: int, b: int) -> bool:
   for m, x in dataset.inputs.items():
     present = dataset.present[m]
     if present[a] != present[b] or (present[a] and not np.array_equal(x[a], x[b])):

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from mer_dg import entropy
-from mer_dg.contracts import InputSpec, Network, Task
-from mer_dg.data.arrays import Arrays, eval_blocks, fit_scaling, put, to_arrays
+from mer_dg.contracts import Network, Task
+from mer_dg.data.arrays import Arrays, eval_blocks, put, to_arrays
 from mer_dg.data.av_digits import load_av_digits
 from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
 from mer_dg.data.dataset import Dataset
@@ -20,7 +20,7 @@ from mer_dg.data.npz import load_npz
 from mer_dg.data.registry import REGISTERED
 from mer_dg.data.sampling import Pool, make_pool
 from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
-from mer_dg.data.video_dataset import VIDEO_SETS, VideoDataset, load_video
+from mer_dg.data.video.dataset import VIDEO_SETS, load_video
 from mer_dg.evaluation import (
   accuracy,
   balanced_accuracy,
@@ -60,7 +60,8 @@ def load_dataset(data: Mapping[str, Any]) -> Dataset:
   elif data["name"] == "av_digits":
     dataset = load_av_digits(data["path"], audio=data["audio"])
   elif data["name"] in VIDEO_SETS:
-    dataset = load_video(data["name"], data["path"])
+    sync = data["sync_augment"]
+    dataset = load_video(data["name"], data["path"], sync_augment=sync)
   else:
     knobs: dict[str, Any] = dict(data["cooccurrence"])
     dataset = make_cooccurrence(Cooccurrence(**knobs))
@@ -111,15 +112,9 @@ class Workbench:
     """The dataset as the step takes it, on the host.
 
     Raises:
-      ConfigError: If it does not fit there.
+      DataError: If it does not fit there.
     """
-    if isinstance(self.dataset, VideoDataset):
-      raise ConfigError(
-        f"config.data.name={self.dataset.name!r}: videos do not fit in memory; only a "
-        "single run trains on them. For a table or a diagnosis, `python -m "
-        "data_prep.extract_features` makes a file for configs/features.py."
-      )
-    return to_arrays(self.dataset)
+    return to_arrays(self.dataset.in_memory())
 
   @cached_property
   def arrays(self) -> Arrays:
@@ -141,9 +136,8 @@ class Workbench:
   @cached_property
   def words(self) -> dict[str, str]:
     """What records say beside config and method, ``{name: word}``."""
-    if not isinstance(self.dataset, VideoDataset):
-      return {}
-    return pretrained.words(self.backbones, self.weight_hashes, self.dataset)
+    encoders = pretrained.words(self.backbones, self.weight_hashes)
+    return {**self.dataset.tags, **encoders}
 
   def settings(self, group: str, name: str = "") -> dict[str, Any]:
     """``config.network`` or ``config.optimizer`` with what a method changes in it."""
@@ -168,7 +162,7 @@ class Workbench:
         options["encoder"] = self.backbones
       try:
         self._networks[key] = make_network(
-          input_specs(self.dataset), num_classes=self.dataset.num_classes, **options
+          self.dataset.specs, num_classes=self.dataset.num_classes, **options
         )
       except ValueError as error:
         raise ConfigError(f"config.network does not fit the data: {error}") from error
@@ -319,7 +313,7 @@ class Workbench:
     rows = self.per_domain(self.split(*task)) * len(sources)
     like = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype)
     each = lambda made: {m: made(m) for m in network.modalities}
-    specs = input_specs(self.dataset)
+    specs = self.dataset.specs
     batch = {
       "inputs": each(lambda m: like(np.float32, *specs[m].shape)),
       "present": each(lambda m: like(np.bool_)),
@@ -338,19 +332,6 @@ class Workbench:
       jax.eval_shape(method.on_eval, state.memory, metrics)
 
 
-def input_specs(dataset: Dataset) -> dict[str, InputSpec]:
-  """What the network has to know of each modality."""
-  if isinstance(dataset, VideoDataset):
-    return pretrained.input_specs(dataset.modalities)
-  specs = {}
-  for m, x in dataset.inputs.items():
-    shape, masked = x.shape[1:], m in dataset.lengths
-    if masked:  # `to_arrays` appends the validity channel.
-      shape = (*shape[:-1], shape[-1] + 1)
-    specs[m] = InputSpec(dataset.kinds[m], shape, masked=masked)
-  return specs
-
-
 def _make_setting(dataset: Dataset, split: Split) -> Setting:
   train = list(split.train.values())
   val = list(split.val.values())
@@ -366,7 +347,7 @@ def _make_setting(dataset: Dataset, split: Split) -> Setting:
   return Setting(
     split=split,
     pool=make_pool(train),
-    scaling=fit_scaling(dataset, np.concatenate(train)),
+    scaling=dataset.scaling(np.concatenate(train)),
     rows=blocks,
     mask=mask,
     domain=padded.reshape(blocks.shape),

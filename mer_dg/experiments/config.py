@@ -10,7 +10,7 @@ from mer_dg.data import registry as datasets
 from mer_dg.data.av_digits import AUDIO
 from mer_dg.data.cooccurrence import TARGET_PAIRINGS
 from mer_dg.data.dataset import TARGET_ROWS
-from mer_dg.data.video_dataset import VIDEO_SETS
+from mer_dg.data.video.dataset import VIDEO_SETS
 from mer_dg.experiments import video_config
 from mer_dg.methods import (
   SETTINGS,

@@ -74,7 +74,7 @@ def diagnose(
         probes[training, probed, target, seed] = _probe(bench, target, z, names)
   _add_stress(bench, waves, embedded, probes)
   splits = {target: bench.split(target) for target in bench.targets()}
-  inside = representations(bench.dataset, splits, embedded)
+  inside = representations(bench.dataset.in_memory(), splits, embedded)
   for (training, target, seed), numbers in inside.items():
     for m, values in numbers.items():
       probes[training, m, target, seed] |= values
@@ -204,7 +204,7 @@ def _embed(bench: Workbench, wave: Wave) -> dict[str, np.ndarray]:
 
 def _repaired(bench: Workbench, run: Run, variables, z) -> dict[str, float]:
   """Score of the fused prediction on re-paired validation and target rows."""
-  split, dataset = bench.split(run.target), bench.dataset
+  split, dataset = bench.split(run.target), bench.dataset.in_memory()
   network = bench.network_of(run.method)
   headline, found = HEADLINE[bench.config["metric"]], {}
   val = np.concatenate(list(split.val.values()))

@@ -42,7 +42,7 @@ def wave_size(bench: Workbench) -> int:
 
 def run_bytes(bench: Workbench) -> int:
   """About what one run takes on the device, the dataset not included, in bytes."""
-  network, dataset = bench.network, bench.dataset
+  network, dataset = bench.network, bench.dataset.in_memory()
   parameters = _bytes(jax.eval_shape(network.init, jax.random.key(0)))
   width = len(network.modalities) * bench.config["network"]["embedding_dim"]
   logits = dataset.num_classes * (len(network.modalities) + 2)

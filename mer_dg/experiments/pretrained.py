@@ -11,10 +11,6 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from mer_dg.contracts import InputSpec
-from mer_dg.data.clips import RECIPES
-from mer_dg.data.spectrogram import BINS, FRAMES
-from mer_dg.data.video_dataset import VideoDataset
 from mer_dg.experiments.config import ConfigError
 from mer_dg.networks import (
   Backbone,
@@ -22,18 +18,6 @@ from mer_dg.networks import (
   make_backbone,
   place_weights,
 )
-
-
-def input_specs(modalities: tuple[str, ...]) -> dict[str, InputSpec]:
-  """What `device_inputs` makes of each modality, in training."""
-  specs = {}
-  for m in modalities:
-    if m == "audio":
-      specs[m] = InputSpec("image", (BINS, FRAMES, 1))
-    else:
-      recipe, size = RECIPES[m], RECIPES[m].train_size
-      specs[m] = InputSpec("clip", (recipe.length, size, size, len(recipe.mean)))
-  return specs
 
 
 def weight_hashes(
@@ -112,16 +96,14 @@ def fill(
 
 
 def words(
-  backbones: Mapping[str, Backbone], hashes: Mapping[str, str], dataset: VideoDataset
+  backbones: Mapping[str, Backbone], hashes: Mapping[str, str]
 ) -> dict[str, str]:
-  """What a record has to own up to beside the config, ``{name: word}``.
+  """What a record has to own up to of its encoders, ``{name: word}``.
 
   Example:
     >>> audio = make_backbone("vggsound_resnet18")
-    >>> set_ = type("Set", (), {"dedup": True})
-    >>> found = words({"audio": audio}, {"audio": "random"}, set_)
+    >>> found = words({"audio": audio}, {"audio": "random"})
     >>> for name, word in found.items(): print(name, word)
-    data.dedup True
     audio.weights random
     audio.bn_mode frozen
     audio.layer4_init random
@@ -129,7 +111,7 @@ def words(
     audio.compute_dtype float32
     audio.size published
   """
-  said = {"data.dedup": str(dataset.dedup)}
+  said = {}
   for m, backbone in backbones.items():
     options = backbone.options
     said[f"{m}.weights"] = hashes[m]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mer_dg import entropy
-from mer_dg.data.dataset import Dataset
+from mer_dg.data.dataset import ArrayDataset
 from mer_dg.data.splits import Split
 from mer_dg.entropy.regularizer import ESTIMATORS
 from mer_dg.evaluation import domain_probe, domain_similarity
@@ -44,7 +44,7 @@ class Sides(NamedTuple):
   test: np.ndarray
 
 
-def draw_sides(dataset: Dataset, split: Split, modality: str) -> Sides:
+def draw_sides(dataset: ArrayDataset, split: Split, modality: str) -> Sides:
   """Source validation and target rows that have a modality, balanced by class.
 
   Rows of one group are all fitted on or all judged on, unless a class would be lost by
@@ -75,7 +75,7 @@ def _halves(group: np.ndarray, sides, rng: np.random.Generator) -> np.ndarray:
   return half
 
 
-def _balanced(dataset: Dataset, sides, half: np.ndarray, which: int, rng):
+def _balanced(dataset: ArrayDataset, sides, half: np.ndarray, which: int, rng):
   """``((source rows, target rows), classes)`` of one half, classes in equal numbers."""
   pools = [r[half[r] == which] for r in sides]
   counts = [np.bincount(dataset.label[r], minlength=dataset.num_classes) for r in pools]
@@ -90,7 +90,7 @@ def _balanced(dataset: Dataset, sides, half: np.ndarray, which: int, rng):
 
 
 def representations(
-  dataset: Dataset,
+  dataset: ArrayDataset,
   splits: Mapping[str, Split],
   embedded: Embedded,
 ) -> dict[tuple[str, str, int], dict[str, dict[str, float]]]:
@@ -167,7 +167,11 @@ def _measure(z, label, fit, test, *, num_classes: int) -> dict[str, jax.Array]:
 
 def embedding_maps(bench: Workbench, embedded: Embedded) -> EmbeddingMaps:
   """Maps of every training for the first target and seed of a config."""
-  dataset, target, seed = bench.dataset, bench.targets()[0], bench.config["seeds"][0]
+  dataset, target, seed = (
+    bench.dataset.in_memory(),
+    bench.targets()[0],
+    bench.config["seeds"][0],
+  )
   maps = []
   for m in dataset.modalities:
     rows = draw_sides(dataset, bench.split(target), m).rows

@@ -12,7 +12,6 @@ import numpy as np
 
 from mer_dg.data.sampling import Pool
 from mer_dg.data.stream import DevicePrefetch, stream_batches
-from mer_dg.data.video_dataset import VideoDataset
 from mer_dg.experiments import pretrained, video
 from mer_dg.experiments.build import (
   Setting,
@@ -75,9 +74,7 @@ def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Step]:
     )  # fmt: skip
 
   state = begin(np.uint32(run.seed), variables)
-  if isinstance(bench.dataset, VideoDataset):
-    step = video.with_inputs(step)
-  return setting, state, step
+  return setting, state, video.with_inputs(step, bench.dataset)
 
 
 def _evaluator(
@@ -86,7 +83,7 @@ def _evaluator(
   """``variables -> metrics``."""
   sources, network = setting.split.sources, bench.network_of(method_name)
   summary = make_evaluation(network, bench.config["metric"], len(sources))
-  if isinstance(bench.dataset, VideoDataset):
+  if bench.dataset.on_disk:
     return video.make_evaluate(
       network, summary, bench.dataset, setting, bench.config["reader"]
     )
@@ -118,12 +115,9 @@ def _driver(bench: Workbench, setting: Setting, state: TrainState, step):
   per_domain = bench.per_domain(setting.split)
   if bench.config["driver"] == "resident":
     return ResidentDriver(step, bench.arrays, _on_device(setting.pool), per_domain)
-  data, config = bench.dataset, bench.config
-  if isinstance(data, VideoDataset):
-    sync = config["data"]["sync_augment"]
-    data = data.reader(train=True, seed=config["seed"], sync_augment=sync)
+  config = bench.config
   stream = stream_batches(
-    data,
+    bench.dataset.reader(train=True, seed=config["seed"]),
     key=run_keys(state.key).order,
     pool=setting.pool,
     per_domain=per_domain,

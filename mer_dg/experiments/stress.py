@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mer_dg.contracts import Network
-from mer_dg.data.arrays import eval_blocks, fit_scaling, to_arrays
+from mer_dg.data.arrays import eval_blocks, to_arrays
 from mer_dg.data.logmel import HOP_S
 from mer_dg.evaluation import (
   CORRUPTIONS,
@@ -35,7 +35,7 @@ def corruption_kind(bench: Workbench, modality: str) -> str | None:
 
   Nothing fits an image or clip of numbers outside [0, 1]: their scale is unknown.
   """
-  dataset, data = bench.dataset, bench.config["data"]
+  dataset, data = bench.dataset.in_memory(), bench.config["data"]
   x, kind = dataset.inputs[modality], dataset.kinds[modality]
   if data["name"] == "av_digits" and kind == "sequence":
     return "waveform" if data["audio"] == "waveform" else "logmel"
@@ -58,7 +58,7 @@ def corrupted_inputs(
   rows. Rows that lack the modality stay empty.
   """
   split = bench.split(target)
-  dataset = bench.dataset.take(split.test).select_modalities((modality,))
+  dataset = bench.dataset.in_memory().take(split.test).select_modalities((modality,))
   x, here = dataset.inputs[modality], dataset.present[modality]
   options: dict[str, Any] = {}
   if modality in dataset.lengths:
@@ -83,7 +83,7 @@ def corrupted_inputs(
 
 def _units(bench: Workbench, target: str, modality: str) -> dict[str, np.ndarray]:
   train = np.concatenate(list(bench.split(target).train.values()))
-  fitted = fit_scaling(bench.dataset.select_modalities((modality,)), train)[modality]
+  fitted = bench.dataset.select_modalities((modality,)).scaling(train)[modality]
   inverse = fitted["inv_scale"]
   scale = np.divide(1.0, inverse, out=np.zeros_like(inverse), where=inverse > 0)
   return {"center": fitted["center"], "scale": scale}
@@ -125,7 +125,7 @@ class Stress:
       variables: Of the network, stacked over R runs.
       embeddings: ``{m: [R, N, D]}`` of all rows of the dataset.
     """
-    dataset, split = self._bench.dataset, self._bench.split(target)
+    dataset, split = self._bench.dataset.in_memory(), self._bench.split(target)
     train = np.concatenate(list(split.train.values()))
     here = {m: p[train] for m, p in dataset.present.items()}
     fill = jax.vmap(mean_embeddings, in_axes=(0, None))(

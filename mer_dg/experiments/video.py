@@ -11,9 +11,8 @@ import numpy as np
 
 from mer_dg.contracts import Network
 from mer_dg.data.arrays import Batch, eval_blocks
+from mer_dg.data.dataset import Dataset
 from mer_dg.data.stream import stream_blocks
-from mer_dg.data.video_dataset import VideoDataset
-from mer_dg.data.video_reader import device_inputs
 from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.progress import progress_bar
 from mer_dg.training.state import TrainState
@@ -42,13 +41,13 @@ def _without_trunk(state: TrainState) -> TrainState:
   return state.replace(model_state=kept)
 
 
-def with_inputs(step: Step) -> Step:
-  """The training step on batches of `ClipReader`; inputs are made inside."""
+def with_inputs(step: Step, dataset: Dataset) -> Step:
+  """The training step on batches as they are read; inputs are made inside."""
 
   def prepared(state: TrainState, batch: Batch, key: jax.Array):
     # Far from the keys that the step splits off: those are folded in with 0 and 1.
     noise = jax.random.fold_in(key, zlib.crc32(b"spectrogram"))
-    inputs = device_inputs(batch, key=noise, epoch=state.step)
+    inputs = dataset.device_inputs(batch, key=noise, epoch=state.step)
     return step(state, {**batch, "inputs": inputs}, key)
 
   return prepared
@@ -57,7 +56,7 @@ def with_inputs(step: Step) -> Step:
 def make_evaluate(
   network: Network,
   summary: Callable,
-  dataset: VideoDataset,
+  dataset: Dataset,
   setting: Any,
   options: Mapping[str, Any],
 ) -> Callable[[Mapping[str, Any]], Any]:
@@ -87,7 +86,7 @@ def make_evaluate(
     network,
     summary,
     batches=read,
-    inputs=device_inputs,
+    inputs=dataset.device_inputs,
   )
   domain = domain.reshape(rows.shape)
   return lambda variables: evaluate(reader, rows, mask, domain, variables)

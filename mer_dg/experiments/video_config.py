@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mer_dg.data.video_dataset import VIDEO_SETS
-from mer_dg.data.video_table import MODALITIES
+from mer_dg.data.video.dataset import VIDEO_SETS
+from mer_dg.data.video.table import MODALITIES
 from mer_dg.networks import Backbone, make_backbone
 
 # The published encoder of each modality.

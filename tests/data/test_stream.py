@@ -8,7 +8,7 @@ import pytest
 from mer_dg.data.arrays import put, sample_batch, to_arrays
 from mer_dg.data.dataset import DataError, make_dataset
 from mer_dg.data.sampling import make_pool
-from mer_dg.data.stream import DatasetSource, DevicePrefetch, stream_batches
+from mer_dg.data.stream import ArraySource, DevicePrefetch, stream_batches
 
 _KEY = jax.random.key(3)
 _PER_DOMAIN = 4
@@ -55,7 +55,7 @@ class Files:
   """A source that counts its reads, with elements of its own making."""
 
   def __init__(self):
-    self.inner = DatasetSource(_DATASET)
+    self.inner = ArraySource(_DATASET)
     self.reads = []
 
   def __len__(self):
@@ -89,7 +89,7 @@ def test_source_of_rows_equals_the_resident_sampler():
 
 
 def test_source_without_read_row():
-  stream = _stream(DatasetSource(_DATASET), read_row=lambda row: row)
+  stream = _stream(ArraySource(_DATASET), read_row=lambda row: row)
   _assert_equal(next(stream), 0)
   stream.close()
 

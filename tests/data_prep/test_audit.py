@@ -1,5 +1,6 @@
 """The audit of tiny trees, whole and damaged."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -13,14 +14,14 @@ import av
 from data_prep import audit
 from data_prep.video_scan import LISTED
 from data_prep.video_splits import PUBLISHED, PUBLISHED_REPEATS
-from mer_dg.data.clips import to_short_side
 from mer_dg.data.dataset import DataError
 from mer_dg.data.stream import stream_blocks
-from mer_dg.data.video_dataset import load_video
-from mer_dg.data.video_files import read_video
-from mer_dg.data.video_reader import ClipReader
-from mer_dg.data.video_sources import TreeMedia, TreeSource, record_of
-from mer_dg.data.video_table import Sound, load_table
+from mer_dg.data.video.clips import to_short_side
+from mer_dg.data.video.dataset import load_video
+from mer_dg.data.video.files import read_video
+from mer_dg.data.video.reader import ClipReader
+from mer_dg.data.video.sources import TreeMedia, TreeSource, record_of
+from mer_dg.data.video.table import Sound, load_table
 from tests.data_prep import _trees
 
 
@@ -268,7 +269,7 @@ def test_a_run_goes_on_without_a_damaged_clip(hac_root, tmp_path, workers):
   rows = np.arange(4, dtype=np.int32).reshape(1, 4) + bad - 1
   blocks = lambda d, share: next(
     stream_blocks(
-      d.reader(train=False, max_damaged=share),
+      dataclasses.replace(d, max_damaged=share).reader(train=False),
       rows,
       np.zeros_like(rows),
       np.ones_like(rows, bool),

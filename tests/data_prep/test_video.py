@@ -19,8 +19,8 @@ import tensorflow_datasets as tfds
 
 from data_prep import audit, video, video_builders
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_reader import ClipReader
-from mer_dg.data.video_sources import PreparedSource, TreeSource
+from mer_dg.data.video.reader import ClipReader
+from mer_dg.data.video.sources import PreparedSource, TreeSource
 
 ALL = ("video", "audio", "flow")
 
@@ -79,7 +79,7 @@ def test_threads_may_share_a_source(both):
 def test_records_need_no_tensorflow(both):
   """A process that reads the prepared set never imports TensorFlow."""
   code = (
-    "import sys; from mer_dg.data.video_sources import PreparedSource; "
+    "import sys; from mer_dg.data.video.sources import PreparedSource; "
     f"print(PreparedSource({str(both[1].folder)!r}).open(0).audio().shape); "
     "assert 'tensorflow' not in sys.modules"
   )

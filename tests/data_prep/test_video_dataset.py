@@ -10,14 +10,14 @@ pytest.importorskip("PIL")
 
 from data_prep import audit
 from mer_dg.data.arrays import eval_blocks
-from mer_dg.data.clips import VIDEO
 from mer_dg.data.dataset import DataError
 from mer_dg.data.splits import in_domain, leave_one_domain_out
 from mer_dg.data.stream import stream_blocks
-from mer_dg.data.video_dataset import load_video
-from mer_dg.data.video_reader import ClipReader
-from mer_dg.data.video_sources import TreeSource
-from mer_dg.data.video_table import Clip, ClipTable, Frames
+from mer_dg.data.video.clips import VIDEO
+from mer_dg.data.video.dataset import load_video
+from mer_dg.data.video.reader import ClipReader
+from mer_dg.data.video.sources import TreeSource
+from mer_dg.data.video.table import Clip, ClipTable, Frames
 
 ALL = ("video", "audio", "flow")
 
@@ -59,14 +59,14 @@ def test_the_upper_bound_trains_on_the_targets_train_list(epic):
 def test_facts_come_from_the_list_of_clips(epic):
   table = epic.source.table
   assert epic.modalities == ALL
-  assert (epic.version, epic.dedup) == (table.version, True)
+  assert (epic.version, epic.tags) == (table.version, {"data.dedup": "True"})
   assert epic.index.tolist() == [clip.index for clip in table.clips]
   assert epic.label.tolist() == [0, 1, 0, 1, 2, 1, 2, 3, 2]
   # Rows of one recording stay together: train and test are two in each kitchen.
   assert len(np.unique(epic.group)) == 6
   assert epic.num_classes == 8
-  with pytest.raises(TypeError, match="cannot be restricted"):
-    epic.take(np.arange(2))
+  with pytest.raises(DataError, match="videos do not fit in memory"):
+    epic.in_memory()
 
 
 def test_modalities_keep_their_order_and_must_be_there(epic):

@@ -9,7 +9,7 @@ pytest.importorskip("av")
 import av
 
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_files import (
+from mer_dg.data.video.files import (
   count_frames,
   decode_jpeg,
   encode_jpeg,

@@ -11,20 +11,20 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from data_prep import audit
-from mer_dg.data.clips import RECIPES, clip_offset, cut, draw, frame_indices
 from mer_dg.data.dataset import DataError
 from mer_dg.data.sampling import make_pool
-from mer_dg.data.spectrogram import (
+from mer_dg.data.stream import stream_batches
+from mer_dg.data.video.clips import RECIPES, clip_offset, cut, draw, frame_indices
+from mer_dg.data.video.files import read_video, read_wav
+from mer_dg.data.video.reader import ClipReader, device_inputs
+from mer_dg.data.video.sources import TreeSource
+from mer_dg.data.video.spectrogram import (
   SAMPLES,
   augment_spectrogram,
   clip_key,
   log_spectrogram,
 )
-from mer_dg.data.stream import stream_batches
-from mer_dg.data.video_files import read_video, read_wav
-from mer_dg.data.video_reader import ClipReader, device_inputs
-from mer_dg.data.video_sources import TreeSource
-from mer_dg.data.video_table import Clip, ClipTable, Frames, Sound
+from mer_dg.data.video.table import Clip, ClipTable, Frames, Sound
 
 ALL = ("video", "audio", "flow")
 

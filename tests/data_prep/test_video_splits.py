@@ -13,7 +13,7 @@ from data_prep.video_splits import (
   repeats,
 )
 from mer_dg.data.dataset import DataError
-from mer_dg.data.video_table import Frames, Sound, load_table
+from mer_dg.data.video.table import Frames, Sound, load_table
 from tests.data_prep._trees import write_epic_lists, write_hac_list
 
 

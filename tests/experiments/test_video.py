@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import epic_kitchens, hac
-from mer_dg.data.spectrogram import SAMPLES
-from mer_dg.data.video_reader import device_inputs
+from mer_dg.data.video.reader import device_inputs
+from mer_dg.data.video.spectrogram import SAMPLES
 from mer_dg.experiments import (
   ConfigError,
   DataError,

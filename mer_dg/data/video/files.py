@@ -19,9 +19,9 @@ import wave
 import numpy as np
 
 from mer_dg.data.archive import RATIO, UNQUESTIONED, reason
-from mer_dg.data.clips import SHORT_SIDE, to_short_side
 from mer_dg.data.dataset import DataError
-from mer_dg.data.spectrogram import SAMPLE_RATE
+from mer_dg.data.video.clips import SHORT_SIDE, to_short_side
+from mer_dg.data.video.spectrogram import SAMPLE_RATE
 
 # Quality at which frames are stored that have to be encoded anew, without chroma
 # subsampling.

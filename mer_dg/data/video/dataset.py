@@ -1,4 +1,4 @@
-"""EPIC-Kitchens and HAC as a `Dataset` whose inputs stay on disk."""
+"""EPIC-Kitchens and HAC: a dataset whose inputs stay on disk."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
+import jax
 import numpy as np
 
+from mer_dg.contracts import Batch, InputSpec
 from mer_dg.data.av_digits import ENVIRONMENT
-from mer_dg.data.dataset import SPLITS, DataError, Dataset
-from mer_dg.data.video_files import JPEG_QUALITY
-from mer_dg.data.video_reader import MAX_DAMAGED, ClipReader
-from mer_dg.data.video_sources import (
+from mer_dg.data.dataset import SPLITS, ArrayDataset, DataError, Dataset
+from mer_dg.data.video.files import JPEG_QUALITY
+from mer_dg.data.video.reader import (
+  MAX_DAMAGED,
+  ClipReader,
+  device_inputs,
+  input_specs,
+)
+from mer_dg.data.video.sources import (
   TABLE_FILE,
   PreparedSource,
   TreeSource,
   VideoSource,
   available,
 )
-from mer_dg.data.video_table import MODALITIES
+from mer_dg.data.video.table import MODALITIES
 
 # Where a set lies in the data folder: prepared, or as it was published.
 FOLDERS = {"epic": ("epic_mmsada", "EPIC-KITCHENS"), "hac": ("hac_video", "HAC")}
@@ -31,32 +39,31 @@ VIDEO_SETS = tuple(FOLDERS)
 class VideoDataset(Dataset):
   """Labels, domains and splits of clips; what they show is read when it is needed.
 
-  ``inputs``, ``kinds``, ``present`` and ``lengths`` are empty: no array of this set
-  fits in memory, and whatever wants one finds nothing. `reader` gives the rows.
-
   Attributes:
     source: Where the media are; row i is clip i of its table.
     chosen: Modalities in use, in the order video, audio, flow.
+    sync_augment: As for `ClipReader`.
+    max_damaged: As for `ClipReader`.
     damaged: ``{id: what is wrong}`` of the clips that readers of this process met and
       left out, for records.
   """
 
   source: VideoSource
   chosen: tuple[str, ...]
+  sync_augment: bool = False
+  max_damaged: float = MAX_DAMAGED
   damaged: dict[str, str] = dataclasses.field(default_factory=dict)
 
-  @property
-  def modalities(self) -> tuple[str, ...]:
-    return self.chosen
+  on_disk = True
 
   @property
-  def dedup(self) -> bool:
+  def specs(self) -> dict[str, InputSpec]:
+    return input_specs(self.chosen)
+
+  @property
+  def tags(self) -> dict[str, str]:
     """Whether test clips that a train list has too are left out."""
-    return self.source.table.dedup
-
-  def take(self, rows: np.ndarray) -> Dataset:
-    """Not there: rows are those of the source's table."""
-    raise TypeError("the rows of a VideoDataset cannot be restricted.")
+    return {"data.dedup": str(self.source.table.dedup)}
 
   def select_modalities(self, modalities: Sequence[str]) -> VideoDataset:
     """The set with some modalities; their order stays video, audio, flow."""
@@ -65,12 +72,7 @@ class VideoDataset(Dataset):
     return dataclasses.replace(self, chosen=chosen)
 
   def reader(
-    self,
-    *,
-    train: bool,
-    seed: int = 0,
-    sync_augment: bool = False,
-    max_damaged: float = MAX_DAMAGED,
+    self, *, train: bool, seed: int = 0, at: float | None = None
   ) -> ClipReader:
     """Rows of the modalities in use; see `ClipReader`."""
     return ClipReader(
@@ -78,14 +80,37 @@ class VideoDataset(Dataset):
       modalities=self.chosen,
       train=train,
       seed=seed,
-      sync_augment=sync_augment,
+      sync_augment=self.sync_augment,
+      at=at,
       damaged=self.damaged,
-      max_damaged=max_damaged,
+      max_damaged=self.max_damaged,
     )
+
+  def in_memory(self) -> ArrayDataset:
+    raise DataError(
+      f"config.data.name={self.name!r}: videos do not fit in memory; only a single run "
+      "trains on them. For a table or a diagnosis, `python -m "
+      "data_prep.extract_features` makes a file for configs/features.py."
+    )
+
+  def scaling(self, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """None: `device_inputs` scales as the published networks expect it."""
+    del rows
+    return {}
+
+  def device_inputs(
+    self, batch: Batch, *, key: jax.Array | None = None, epoch: Any = 0
+  ) -> dict[str, Any]:
+    return device_inputs(batch, key=key, epoch=epoch)
 
 
 def load_video(
-  name: str, path: str | os.PathLike = "", *, reencode: bool = True
+  name: str,
+  path: str | os.PathLike = "",
+  *,
+  reencode: bool = True,
+  sync_augment: bool = False,
+  max_damaged: float = MAX_DAMAGED,
 ) -> VideoDataset:
   """EPIC-Kitchens or HAC, as `data_prep.audit` or `data_prep.video` left it.
 
@@ -97,6 +122,8 @@ def load_video(
     reencode: Show frames of another size than 256 after JPEG, as a prepared set stores
       them. False shows them as they are decoded, which is what the references train
       on, and is another version of the data.
+    sync_augment: As for `ClipReader`.
+    max_damaged: As for `ClipReader`.
 
   Returns:
     The set with all modalities that its clips have.
@@ -115,10 +142,6 @@ def load_video(
   column = lambda field: np.array([getattr(c, field) for c in table.clips], np.int32)
   return VideoDataset(
     name=name,
-    inputs={},
-    kinds={},
-    present={},
-    lengths={},
     label=column("label"),
     domain=column("domain"),
     index=column("index"),
@@ -129,6 +152,8 @@ def load_video(
     version=table.version if reencode else f"as_decoded/{table.version}",
     source=source,
     chosen=available(table),
+    sync_augment=sync_augment,
+    max_damaged=max_damaged,
   )
 
 

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mer_dg.data.clips import (
+from mer_dg.contracts import InputSpec
+from mer_dg.data.dataset import DataError
+from mer_dg.data.video.clips import (
   RECIPES,
   clip_offset,
   cut,
@@ -18,15 +20,16 @@ from mer_dg.data.clips import (
   frame_indices,
   normalise,
 )
-from mer_dg.data.dataset import DataError
-from mer_dg.data.spectrogram import (
+from mer_dg.data.video.sources import Media, VideoSource, available
+from mer_dg.data.video.spectrogram import (
+  BINS,
+  FRAMES,
   SAMPLES,
   augment_spectrogram,
   clip_key,
   log_spectrogram,
 )
-from mer_dg.data.video_sources import Media, VideoSource, available
-from mer_dg.data.video_table import MODALITIES, Clip, Frames
+from mer_dg.data.video.table import MODALITIES, Clip, Frames
 
 # The references turn frame numbers into seconds with this, whatever the video says.
 FRAMES_PER_SECOND = 24.0
@@ -43,7 +46,7 @@ class ClipReader:
   device.
 
   Args:
-    source: `video_sources.TreeSource` or `PreparedSource`.
+    source: `sources.TreeSource` or `PreparedSource`.
     modalities: Which; their order is always video, audio, flow.
     train: Random offsets, crops and flips; False: the centre.
     seed: Seed of the augmentation.
@@ -200,6 +203,18 @@ class ClipReader:
     size = recipe.train_size if self.train else recipe.eval_size
     channels = len(recipe.mean)
     return np.zeros((recipe.length, size, size, channels), np.uint8)
+
+
+def input_specs(modalities: Sequence[str]) -> dict[str, InputSpec]:
+  """What `device_inputs` makes of each modality, in training."""
+  specs = {}
+  for m in modalities:
+    if m == "audio":
+      specs[m] = InputSpec("image", (BINS, FRAMES, 1))
+    else:
+      recipe, size = RECIPES[m], RECIPES[m].train_size
+      specs[m] = InputSpec("clip", (recipe.length, size, size, len(recipe.mean)))
+  return specs
 
 
 def device_inputs(

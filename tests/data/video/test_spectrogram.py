@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from mer_dg.data.spectrogram import (
+from mer_dg.data.video.spectrogram import (
   BINS,
   FRAMES,
   SAMPLES,

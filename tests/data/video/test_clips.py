@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mer_dg.data.clips import (
+from mer_dg.data.video.clips import (
   FLOW,
   TRIES,
   VIDEO,

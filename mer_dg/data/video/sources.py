@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mer_dg.data.clips import stack_flow, to_short_side
 from mer_dg.data.dataset import DataError
-from mer_dg.data.spectrogram import SAMPLES
-from mer_dg.data.video_files import (
+from mer_dg.data.video.clips import stack_flow, to_short_side
+from mer_dg.data.video.files import (
   JPEG_QUALITY,
   decode_jpeg,
   jpeg_size,
@@ -29,7 +28,8 @@ from mer_dg.data.video_files import (
   video_size,
   wav_range,
 )
-from mer_dg.data.video_table import MODALITIES, Clip, ClipTable, Frames, load_table
+from mer_dg.data.video.spectrogram import SAMPLES
+from mer_dg.data.video.table import MODALITIES, Clip, ClipTable, Frames, load_table
 
 TABLE_FILE = "clips.json"
 # Frames by which the two videos of a flow may differ, and the same as a share.
