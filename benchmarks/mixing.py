@@ -107,7 +107,7 @@ def make_loss(kind):
     z_mixed = mixed.embeddings
     if kind == "naive":
       z_mixed = encode_all(params, z_mixed)
-    z_mixed = mixing.route_gradients(z_mixed, exploration=exploration)
+    z_mixed = mixing.route_gradients(z_mixed, exploration)
     mix_loss, _ = mixing.modality_mix_loss(
       mixed, fuse(params, z_mixed), unimodal_logits=heads(params, z_mixed)
     )

@@ -18,6 +18,7 @@ for name in ("av", "PIL", "safetensors", "tensorflow_datasets", "array_record"):
 
 from configs import features, hac  # noqa: E402
 from data_prep import audit, convert_checkpoint, extract_features, video  # noqa: E402
+from mer_dg.data.dataset import DataError  # noqa: E402
 from mer_dg.data.npz import load_npz  # noqa: E402
 from mer_dg.data.video.dataset import load_video  # noqa: E402
 from mer_dg.data.video.reader import device_inputs  # noqa: E402
@@ -242,7 +243,7 @@ def test_other_weights_under_the_same_name_are_another_run(
 def test_a_table_wants_features(config, prepared):
   with pytest.raises(ConfigError, match=r"data_prep\.extract_features"):
     run(config(prepared, target=""))
-  with pytest.raises(ConfigError, match="videos do not fit in memory"):
+  with pytest.raises(DataError, match="videos do not fit in memory"):
     _ = Workbench(validate(config(prepared))).arrays
 
 

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import optax
 
 from mer_dg import mixing
-from mer_dg.contracts import without
 from mer_dg.methods.term import (
   SHARE,
   WEIGHT,
@@ -47,10 +46,6 @@ class MixMemory(NamedTuple):
 
 
 def make(task, options):
-  if options["pool"] == "other_domain" and task.num_domains < 2:
-    raise ValueError("pool='other_domain' needs at least two source domains, not one.")
-  if options["blend"] == "mixup" and options["swap"] == "focus_only":
-    raise ValueError("blend='mixup' moves every modality; swap must be 'all'.")
   has_table = options["rule"] == "quantile"
   if has_table and task.num_samples < 1:
     raise ValueError("rule='quantile' needs stable sample ids; the task has none.")
@@ -63,19 +58,27 @@ def make(task, options):
   def loss(outputs, batch, ctx):
     stage = _stage(ctx.hyper, ctx.step, options, task)
     # Scores and table are those of standard learning: they stand still in between.
-    memory = _observe(outputs, batch, ctx, options, stage.standard > 0)
-    eligible = _select(outputs, batch, ctx, options, memory.table)
-    mixed = _mix(outputs, batch, ctx, options, task, memory.exploration, eligible)
-    z = mixing.route_gradients(
-      mixed.embeddings, route=options["route"], exploration=memory.exploration
+    memory = _observe(outputs, batch, ctx, stage.standard > 0)
+    mixed = mixing.modality_mix(
+      ctx.key,
+      {m: outputs.embeddings[m] for m in task.modalities},
+      batch["label"],
+      num_classes=task.num_classes,
+      eligible=_strong(outputs, batch, ctx, memory.table),
+      present={m: batch["present"][m] for m in task.modalities},
+      proportions=options["proportions"],
+      exploration=memory.exploration,
+      eta=ctx.hyper.get("eta", 1.0),
     )
+    z = mixed.embeddings
+    if options["route"] == "focus":
+      z = mixing.route_gradients(z, memory.exploration)
     value, found = mixing.modality_mix_loss(
       mixed,
       ctx.model.fuse(ctx.params, z, mixed.present, ctx.key, train=True),
       unimodal_logits=ctx.model.heads(ctx.params, z),
       unimodal_weight=ctx.hyper["unimodal_weight"],
       modality_weights={m: ctx.hyper[f"weight_{m}"] for m in task.modalities},
-      kind=options["kind"],
       mask=batch["mask"],
     )
     # The focus before this batch is the one whose encoder learns in a mixed phase.
@@ -88,14 +91,67 @@ def make(task, options):
     return stage.mix * value, aux
 
   update = lambda memory, aux, params, ctx: aux["memory"]
-  schedule, focused = options["schedule"], options["route"] == "focus"
-  if schedule == "alternate":
-    around = (lambda _, inner: _hold(inner, task)) if focused else None
+  if options["schedule"] == "alternate":
+    focused = options["route"] == "focus"
+    around = (lambda _, inner: _freeze(inner, task)) if focused else None
     in_turn = lambda hyper: transformation(_alternate)
     return Term(loss, init, update, in_turn, around, joint=False)
-  if schedule == "nested":
+  if options["schedule"] == "nested":
     return Term(loss, init, update, lambda hyper: _nested(hyper, task), joint=False)
   return Term(loss, init, update)
+
+
+def _stage(hyper, step, options, task) -> mixing.Stage:
+  """Factors of standard and mixed learning at this step."""
+  steps = lambda share: jnp.round(hyper[share] * task.total_steps)
+  if options["schedule"] == "alternate":
+    return mixing.mix_stage(
+      step,
+      schedule="alternate",
+      warmup_steps=steps("warmup"),
+      standard_steps=jnp.maximum(steps("standard"), 1.0),
+      mix_steps=jnp.maximum(steps("mixing"), 1.0),
+    )
+  return mixing.mix_stage(step, warmup_steps=steps("warmup"), ramp_steps=steps("ramp"))
+
+
+def _observe(outputs, batch, ctx, standard) -> MixMemory:
+  """Scores and table after this batch, where it is one of standard learning."""
+  exploration, table = ctx.memory
+  labels, mask = batch["label"], batch["mask"] & standard
+  exploration = mixing.exploration_score(
+    exploration,
+    {m: outputs.unimodal_logits[m] for m in exploration.score},
+    labels,
+    beta=ctx.hyper["beta"],
+    mask=mask,
+    present={m: batch["present"][m] for m in exploration.score},
+  )
+  if table != ():
+    if "index" not in batch:
+      raise ValueError("rule='quantile' needs batch['index'], the stable sample ids.")
+    table = mixing.update_confidence_table(
+      table, batch["index"], outputs.logits, labels, mask=mask
+    )
+  return MixMemory(exploration, table)
+
+
+def _strong(outputs, batch, ctx, table) -> jax.Array:
+  """Rows of the batch with a strong prediction, bool ``[B]``."""
+  if table == ():
+    strength, correct = mixing.prediction_strength(outputs.logits, batch["label"])
+    return mixing.select_confident(
+      strength, correct, threshold=ctx.hyper["threshold"], mask=batch["mask"]
+    )
+  return batch["mask"] & mixing.select_confident(
+    table.confidence,
+    table.correct,
+    rule="quantile",
+    fraction=ctx.hyper["fraction"],
+    labels=table.label,
+    mask=table.label >= 0,
+    rows=batch["index"],
+  )
 
 
 def _alternate(grads, state, params, *, grad_fn, aux, **_):
@@ -120,7 +176,7 @@ def _nested(hyper, task) -> Transformation:
   return transformation(update)
 
 
-def _hold(inner: Transformation, task) -> Transformation:
+def _freeze(inner: Transformation, task) -> Transformation:
   """``inner``, but in a mixed phase only the focus' encoder and projector move.
 
   The others stay as they are, parameters and optimiser moments: a zero gradient alone
@@ -147,126 +203,29 @@ def _hold(inner: Transformation, task) -> Transformation:
   return transformation(update, inner.init)
 
 
-def _stage(hyper, step, options, task) -> mixing.Stage:
-  """Factors of standard and mixed learning at this step."""
-  steps = lambda share: jnp.round(hyper[share] * task.total_steps)
-  if options["schedule"] == "alternate":
-    return mixing.mix_stage(
-      step,
-      schedule="alternate",
-      warmup_steps=steps("warmup"),
-      standard_steps=jnp.maximum(steps("standard"), 1.0),
-      mix_steps=jnp.maximum(steps("mixing"), 1.0),
-    )
-  return mixing.mix_stage(step, warmup_steps=steps("warmup"), ramp_steps=steps("ramp"))
-
-
-def _observe(outputs, batch, ctx, options, standard) -> MixMemory:
-  """Scores and table after this batch, where it is one of standard learning."""
-  exploration, table = ctx.memory
-  logits, labels, mask = outputs.logits, batch["label"], batch["mask"] & standard
-  evidence, fused = outputs.unimodal_logits, None
-  if options["signal"] == "loss_drop":
-    evidence, fused = _without_each(outputs, batch, ctx), logits
-  exploration = mixing.exploration_score(
-    exploration,
-    {m: evidence[m] for m in exploration.score},
-    labels,
-    beta=ctx.hyper["beta"],
-    temperature=ctx.hyper.get("temperature", 1.0),
-    mask=mask,
-    present={m: batch["present"][m] for m in exploration.score},
-    signal=options["signal"],
-    fused_logits=fused,
-  )
-  if table != ():
-    if "index" not in batch:
-      raise ValueError("rule='quantile' needs batch['index'], the stable sample ids.")
-    table = mixing.update_confidence_table(
-      table, batch["index"], logits, labels, mask=mask
-    )
-  return MixMemory(exploration, table)
-
-
-def _without_each(outputs, batch, ctx) -> dict[str, jax.Array]:
-  """Fused logits with modality m removed, for each m; no gradient is wanted."""
-  z, present = jax.lax.stop_gradient(outputs.embeddings), batch["present"]
-  return {m: ctx.model.fuse(ctx.params, z, without(present, m)) for m in present}
-
-
-def _select(outputs, batch, ctx, options, table) -> jax.Array:
-  """Rows of the batch with a strong prediction, bool ``[B]``."""
-  if table == ():
-    strength, correct = mixing.prediction_strength(outputs.logits, batch["label"])
-    return mixing.select_confident(
-      strength, correct, threshold=ctx.hyper["threshold"], mask=batch["mask"]
-    )
-  return batch["mask"] & mixing.select_confident(
-    table.confidence,
-    table.correct,
-    rule="quantile",
-    fraction=ctx.hyper["fraction"],
-    labels=table.label,
-    mask=table.label >= 0,
-    rows=batch["index"],
-  )
-
-
-def _mix(outputs, batch, ctx, options, task, exploration, eligible):
-  domains = None if options["pool"] == "any" else batch["domain"]
-  return mixing.modality_mix(
-    ctx.key,
-    {m: outputs.embeddings[m] for m in task.modalities},
-    batch["label"],
-    num_classes=task.num_classes,
-    eligible=eligible,
-    present={m: batch["present"][m] for m in task.modalities},
-    domains=domains,
-    num_domains=task.num_domains,
-    proportions=options["proportions"],
-    swap=options["swap"],
-    pool=options["pool"],
-    soft=ctx.hyper.get("alpha"),
-    shared=options["blend"] == "mixup",
-    exploration=exploration,
-    eta=ctx.hyper.get("eta", 1.0),
-    concentration=ctx.hyper.get("concentration", 1.0),
-    require_distinct=options["require_distinct"],
-  )
-
-
-def _share(default: float) -> Number:
-  return SHARE._replace(default=default)
-
-
 def _hyperparameters(options):
-  """Each option brings its own numbers; shares are of training where not said else."""
+  """Each option brings its own; shares are of training where not said else."""
+  share = lambda default: SHARE._replace(default=default)
   numbers = {
     "weight": WEIGHT._replace(search=(0.1, 2.0)),
     # Of the modality-specific objective.
     "unimodal_weight": Number(0.5, 0.0, 1e4, search=(0.1, 1.0)),
-    "beta": _share(0.9),  # Decay of the exploration scores.
-    "warmup": _share(0.2),  # Before the first mixed step.
+    "beta": share(0.9),  # Decay of the exploration scores.
+    "warmup": share(0.2),  # Before the first mixed step.
   }
   if options["schedule"] == "alternate":
-    numbers |= {"standard": _share(0.05), "mixing": _share(0.05)}
+    numbers |= {"standard": share(0.05), "mixing": share(0.05)}
   else:
-    numbers["ramp"] = _share(0.1)  # After the warm-up.
+    numbers["ramp"] = share(0.1)  # After the warm-up.
   if options["schedule"] == "nested":
     numbers["inner_lr"] = Number(0.01, 0.0, 1e3)  # Length of the inner gradient step.
   # Strong predictions: probability of the label; or share of each class.
   if options["rule"] == "threshold":
-    numbers["threshold"] = _share(0.7)
+    numbers["threshold"] = share(0.7)
   else:
-    numbers["fraction"] = _share(0.5)
+    numbers["fraction"] = share(0.5)
   if options["proportions"] == "exploration":  # How far they follow the gaps.
     numbers["eta"] = Number(1.0, 0.0, 1e3, search=(0.1, 2.0))
-  if options["proportions"] == "dirichlet":
-    numbers["concentration"] = Number(1.0, 1e-3, 1e3)
-  if options["route"] == "weighted":  # Of the softmax over scores.
-    numbers["temperature"] = Number(1.0, 1e-3, 1e3)
-  if options["blend"] != "hard":  # Beta(alpha, alpha) of a soft swap.
-    numbers["alpha"] = Number(1.0, 1e-3, 1e3)
   return numbers
 
 
@@ -278,14 +237,8 @@ SPEC = Spec(
   options={
     "schedule": ("ramp", "alternate", "nested"),
     "rule": ("threshold", "quantile"),
-    "proportions": ("exploration", "uniform", "dirichlet"),
-    "route": ("focus", "weighted", "all"),
-    "swap": ("all", "focus_only"),
-    "pool": ("any", "same_domain", "other_domain"),
-    "blend": ("hard", "soft", "mixup"),
-    "signal": ("true_class", "kl_uniform", "loss_drop"),
-    "kind": ("soft_ce", "bce"),
-    "require_distinct": (True, False),
+    "proportions": ("exploration", "uniform"),
+    "route": ("focus", "all"),  # Whose encoder learns from mixed rows.
   },
   recipes={
     "mm": {**_HEADS, "mm": {}},

@@ -16,10 +16,10 @@ from mer_dg.mixing.exploration import (
   Exploration,
   exploration_score,
   init_exploration,
+  route_gradients,
 )
 from mer_dg.mixing.mix import Mixed, modality_mix
 from mer_dg.mixing.objective import modality_mix_loss, target_kl
-from mer_dg.mixing.routing import route_gradients
 from mer_dg.mixing.schedule import Stage, mix_stage
 
 __all__ = (

@@ -93,9 +93,10 @@ def select_confident(
       (regression: then ``fraction`` is a quantile of the absolute error).
     mask: bool ``[N]``, False for padding rows and samples not visited yet; those are
       not selected and do not count.
+    rows: int ``[B]``: which samples are asked for; None is all of them.
 
   Returns:
-    bool ``[N]``.
+    bool ``[N]``, or ``[B]`` for ``rows``.
 
   Raises:
     ValueError: Unknown rule, unequal shapes, or (outside of ``jit``) a fraction

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from mer_dg.mixing import _check
 from mer_dg.mixing.mix import Mixed
 
-KINDS = ("soft_ce", "bce", "l1")
-
 
 def modality_mix_loss(
   mixed: Mixed,
@@ -18,7 +16,6 @@ def modality_mix_loss(
   unimodal_logits: Mapping[str, jax.Array] | None = None,
   unimodal_weight: jax.typing.ArrayLike = 0.5,
   modality_weights: Mapping[str, jax.typing.ArrayLike] | None = None,
-  kind: str = "soft_ce",
   mask: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   r"""Loss of the mixed rows, in nats: fused plus modality-specific objective.
@@ -27,9 +24,11 @@ def modality_mix_loss(
     L = \frac{\sum_i w_i \ell(l_i, \tilde y_i)}{\max(1, \sum_i w_i)} + \lambda_u
       \sum_m \kappa_m \frac{\sum_i w_i \ell(u_i^m, \tilde y_i^m)}{\max(1, \sum_i w_i)}
 
-  where :math:`\tilde y^m` is the label that modality m of the row shows. For modality
-  m, sums run over rows that have it. Value and gradient are finite for every weight,
-  whatever the logits of rows with weight 0 are, and exactly 0 if all weights are 0.
+  where :math:`\tilde y^m` is the label that modality m of the row shows, and
+  :math:`\ell` the softmax cross-entropy against the proportions, or the absolute error
+  where targets are ``[B]`` (regression). For modality m, sums run over
+  rows that have it. Value and gradient are finite for every weight, whatever the logits
+  of rows with weight 0 are, and exactly 0 if all weights are 0.
 
   Args:
     mixed: From `modality_mix`.
@@ -39,9 +38,6 @@ def modality_mix_loss(
       None to leave the second sum out.
     unimodal_weight: :math:`\lambda_u`.
     modality_weights: :math:`\kappa_m`, default 1.
-    kind: :math:`\ell`, static. ``"soft_ce"``: softmax cross-entropy against the
-      proportions. ``"bce"`` (multilabel reading): sum over classes of binary
-      cross-entropies against the proportions. ``"l1"``: absolute error (regression).
     mask: bool ``[B]``, False on padding rows; only for ``eligible_share``.
 
   Returns:
@@ -51,7 +47,7 @@ def modality_mix_loss(
     regression, ``kl``: the mean KL(target || softmax of the logits) of these rows.
 
   Raises:
-    ValueError: Unknown kind, or logits of another shape than the targets.
+    ValueError: Logits of another shape than the targets.
 
   Example:
     >>> from mer_dg.mixing import modality_mix
@@ -61,16 +57,10 @@ def modality_mix_loss(
     >>> print(f"{loss:.4f} {aux['kl']:.4f} {aux['n_mixed']:.0f}")  # log 2, KL 0
     0.6931 0.0000 2
   """
-  _check.one_of("kind", kind, KINDS)
-  if (kind == "l1") != (mixed.targets.ndim == 1):
-    raise ValueError(
-      f"kind={kind!r} does not fit targets of shape {mixed.targets.shape}; "
-      "'l1' is for regression, and regression is for 'l1'."
-    )
   weight = mixed.weight
   b = weight.shape[0]
   logits = _clean(logits, mixed.targets, weight, "logits")
-  fused = _mean(_row_loss(logits, mixed.targets, kind), weight)
+  fused = _mean(_row_loss(logits, mixed.targets), weight)
 
   unimodal = jnp.zeros((), fused.dtype)
   if unimodal_logits is not None:
@@ -82,7 +72,7 @@ def modality_mix_loss(
       w = weight * mixed.present[m]
       u = _clean(unimodal_logits[m], target, w, f"unimodal_logits[{m!r}]")
       factor = 1.0 if modality_weights is None else modality_weights[m]
-      unimodal += factor * _mean(_row_loss(u, target, kind), w)
+      unimodal += factor * _mean(_row_loss(u, target), w)
   loss = fused + unimodal_weight * unimodal
 
   valid = jnp.ones((b,), bool) if mask is None else _check.mask("mask", mask, b)
@@ -94,7 +84,7 @@ def modality_mix_loss(
     "eligible_share": n_eligible / jnp.maximum(jnp.sum(valid), 1),
     "n_mixed": jnp.sum(weight),
   }
-  if kind != "l1":
+  if mixed.targets.ndim == 2:
     aux["kl"] = _mean(target_kl(mixed.targets, logits), weight)
   return loss, jax.lax.stop_gradient(aux)
 
@@ -135,12 +125,9 @@ def _clean(logits, target, weight, name):
   return jnp.where(rows, _check.at_least_float32(logits), 0.0)
 
 
-def _row_loss(logits, target, kind):
-  if kind == "l1":
+def _row_loss(logits, target):
+  if target.ndim == 1:
     return jnp.abs(logits - target)
-  if kind == "bce":
-    rows = -target * jax.nn.log_sigmoid(logits)
-    return jnp.sum(rows - (1.0 - target) * jax.nn.log_sigmoid(-logits), axis=-1)
   return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
 
 

@@ -1,5 +1,6 @@
 """Configs of EPIC-Kitchens and HAC: names, and what is refused before it costs time."""
 
+import types
 from typing import NamedTuple
 
 import jax
@@ -156,7 +157,8 @@ def test_the_step_sees_new_noise_in_the_sound_every_time():
     "present": {"audio": np.array([True, False]), "video": np.ones(2, bool)},
     "index": np.array([3, 4]),
   }
-  step = jax.jit(video.with_inputs(lambda state, batch, key: batch["inputs"]))
+  clips = types.SimpleNamespace(device_inputs=device_inputs)
+  step = jax.jit(video.with_inputs(lambda state, batch, key: batch["inputs"], clips))
   key = jax.random.key(0)
   first, again, later = (step(State(s), batch, key) for s in (0, 0, 1))
   plain = device_inputs(batch)

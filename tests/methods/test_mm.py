@@ -290,32 +290,6 @@ def test_without_an_eligible_row_the_term_is_zero_and_finite(rows):
   assert all(np.isfinite(g).all() for g in grad.values())
 
 
-def test_feature_mixup_is_an_option():
-  """One source and one amount for all modalities: targets are those of mixup."""
-  fields = {"blend": "mixup", "route": "all", "threshold": 0.0, "unimodal_weight": 0.0}
-  z, batch = make_embeddings(), make_batch()
-  (_, (_, seen, _)), _ = run(fields, z, batch)
-
-  @quick_jit
-  def by_hand(z, batch):
-    return mixing.modality_mix(
-      mm_key(STEPS - 1),
-      z,
-      batch["label"],
-      num_classes=CLASSES,
-      soft=1.0,
-      shared=True,
-      eligible=jnp.argmax(fuse(z, batch["present"]), axis=-1) == batch["label"],
-    )
-
-  mixed = by_hand(z, batch)
-  np.testing.assert_array_equal(mixed.source["a"], mixed.source["b"])
-  logits = fuse(mixed.embeddings, mixed.present)
-  rows = -jnp.sum(mixed.targets * jax.nn.log_softmax(logits), axis=-1)
-  expected = jnp.sum(mixed.weight * rows) / jnp.sum(mixed.weight)
-  np.testing.assert_allclose(seen["loss/mm"], expected, rtol=1e-5)
-
-
 def test_entropy_sees_unmixed_rows_only():
   recipe = {"mer": {"normalize": "unit"}}
   z, batch = make_embeddings(), make_batch()
@@ -338,9 +312,6 @@ def test_entropy_sees_unmixed_rows_only():
 # The setting in which each number acts, where the default has it asleep.
 _AWAKE = {
   "fraction": {"rule": "quantile"},
-  "temperature": {"route": "weighted"},
-  "concentration": {"proportions": "dirichlet"},
-  "alpha": {"blend": "soft", "route": "all"},
   "standard": {"schedule": "alternate"},
   "mixing": {"schedule": "alternate"},
   "beta": {"eta": 3.0},
@@ -392,24 +363,14 @@ def test_no_option_is_without_effect():
       fields = {**base, option: value}
       if option == "rule":
         del fields["threshold"]
-      if option == "require_distinct" or value == "nested":
-        continue  # See the test below, and tests/training/test_step.py.
+      if value == "nested":
+        continue  # See tests/training/test_step.py.
       assert not np.array_equal(_trace(fields), reference), (option, value)
-
-
-def test_rows_of_one_label_count_only_if_told_so():
-  batch = make_batch() | {"label": jnp.zeros(ROWS, jnp.int32)}
-  z = {m: jnp.tile(5.0 * HEADS[m].T[:1], (ROWS, 1)) for m in MODALITIES}
-  mixed = lambda **fields: run({"threshold": 0.0, **fields}, z, batch)[0][1][1]
-  assert mixed()["mm/n_mixed"] == 0
-  assert mixed(require_distinct=False)["mm/n_mixed"] == ROWS
 
 
 @pytest.mark.parametrize(
   ("fields", "task", "message"),
   [
-    ({"pool": "other_domain"}, {"num_domains": 1}, "needs at least two source domains"),
-    ({"blend": "mixup", "swap": "focus_only"}, {}, "swap must be 'all'"),
     ({"rule": "quantile"}, {"num_samples": 0}, "needs stable sample ids"),
     ({"threshold": 1.5}, {}, r"mm.threshold=1.5 must lie in \[0.0, 1.0\]"),
     ({"fraction": 0.5}, {}, r"fraction=0.5: no such field with .*rule='threshold'"),

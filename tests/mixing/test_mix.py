@@ -1,4 +1,4 @@
-"""Invariants of mixed batches, over random masks, labels, domains and options."""
+"""Invariants of mixed batches, over random masks, labels and options."""
 
 import functools
 
@@ -21,13 +21,6 @@ OPTIONS = {
   "hard-1": {"m": 1},
   "hard-2": {"m": 2},
   "hard-3": {"m": 3, "proportions": "exploration"},
-  "focus_only": {"m": 3, "swap": "focus_only", "proportions": "exploration"},
-  "soft": {"m": 3, "soft": 0.5},
-  "mixup": {"m": 2, "soft": 0.5, "shared": True},
-  "dirichlet": {"m": 2, "proportions": "dirichlet"},
-  "same_domain": {"m": 3, "pool": "same_domain"},
-  "other_domain-2": {"m": 2, "pool": "other_domain"},
-  "other_domain-3": {"m": 3, "pool": "other_domain"},
 }
 
 
@@ -51,12 +44,12 @@ def exploration_of(names, score):
 
 
 @functools.cache
-def compiled(name, missing, require_distinct=True):
+def compiled(name, missing):
   options = dict(OPTIONS[name])
   names = NAMES[options.pop("m")]
   state = exploration_of(names, [SCORE[m] for m in names])
 
-  def run(seed, z, labels, eligible, present, domains):
+  def run(seed, z, labels, eligible, present):
     return mixing.modality_mix(
       jax.random.key(seed),
       z,
@@ -64,9 +57,7 @@ def compiled(name, missing, require_distinct=True):
       num_classes=K,
       eligible=eligible,
       present=present if missing else None,
-      domains=domains,
       exploration=state,
-      require_distinct=require_distinct,
       **options,
     )
 
@@ -82,8 +73,7 @@ def draw_batch(seed, names, missing, rows=B, share=0.7):
   labels = rng.integers(0, K, rows).astype(np.int32)
   eligible = rng.random(rows) < rng.choice([0.0, 0.2, share, 1.0])
   present = {m: rng.random(rows) < share if missing else np.ones(rows, bool) for m in z}
-  domains = rng.integers(0, 3, rows).astype(np.int32)
-  return z, labels, eligible, present, domains
+  return z, labels, eligible, present
 
 
 def rows_of(mixed):
@@ -96,7 +86,7 @@ def rows_of(mixed):
 @hypothesis.given(seed=st.integers(0, 10_000))
 def test_columns_targets_and_weights(name, missing, seed):
   names, run = compiled(name, missing)
-  batch = z, labels, eligible, present, domains = draw_batch(seed, names, missing)
+  batch = z, labels, eligible, present = draw_batch(seed, names, missing)
   mixed = run(seed, *batch)
   counts = np.asarray(mixed.weight) > 0
   for m in names:
@@ -107,16 +97,8 @@ def test_columns_targets_and_weights(name, missing, seed):
     # … and no other row, which is how a missing modality is never a source.
     others = np.setdiff1d(np.arange(B), members)
     np.testing.assert_array_equal(source[others], others)
-    np.testing.assert_array_equal(mixed.unimodal_labels[m], labels[source])
-    if OPTIONS[name].get("soft") is None and name != "dirichlet":
-      np.testing.assert_array_equal(mixed.embeddings[m], z[m][source])
-    np.testing.assert_allclose(mixed.unimodal_targets[m].sum(-1), 1, atol=1e-6)
-    if "domain" in name:
-      same = domains[source] == domains
-      if name == "same_domain":
-        assert same.all()
-      else:  # what counts either stayed or came from another domain
-        assert (~same | (source == np.arange(B)))[counts].all()
+    np.testing.assert_array_equal(mixed.unimodal_targets[m], np.eye(K)[labels[source]])
+    np.testing.assert_array_equal(mixed.embeddings[m], z[m][source])
   np.testing.assert_allclose(mixed.targets.sum(-1), 1, atol=1e-6)
   np.testing.assert_allclose(mixed.proportions.sum(-1), 1, atol=1e-6)
   assert (np.asarray(mixed.targets) >= 0).all()
@@ -128,73 +110,45 @@ def test_columns_targets_and_weights(name, missing, seed):
   # Only eligible rows count, and only if their sources do not share one label.
   assert not (counts & ~eligible).any()
   shown = [np.where(present[m], labels[rows_of(mixed)[m]], -1) for m in names]
-  if OPTIONS[name].get("soft"):
-    shown.append(labels)
   differ = np.array([len({s[i] for s in shown if s[i] >= 0}) > 1 for i in range(B)])
   assert not (counts & ~differ).any()
-  if not missing and "domain" not in name and eligible.sum() >= 2:
+  if not missing and eligible.sum() >= 2:
     np.testing.assert_array_equal(counts, eligible & differ)
   if eligible.sum() < 2:
     assert not counts.any()
 
 
-@pytest.mark.parametrize("name", ["hard-2", "hard-3", "same_domain", "soft"])
+@pytest.mark.parametrize("name", ["hard-2", "hard-3"])
 @few
 @hypothesis.given(seed=st.integers(0, 10_000))
 def test_modalities_of_a_row_come_from_different_samples(name, seed):
   names, run = compiled(name, False)
   batch = draw_batch(seed, names, False)
-  eligible, domains = batch[2], batch[4]
+  eligible = batch[2]
   source = np.stack(list(rows_of(run(seed, *batch)).values()))
   for i in np.flatnonzero(eligible):
-    pool = eligible & (domains == domains[i]) if name == "same_domain" else eligible
-    needed = min(len(names), pool.sum() - (name == "soft"))  # soft: not the row itself
-    if needed == len(names) or pool.sum() < 2:
+    needed = min(len(names), eligible.sum())
+    if needed == len(names) or eligible.sum() < 2:
       assert len(set(source[:, i])) == max(needed, 1)
     else:
       assert len(set(source[:, i])) >= min(2, needed)
 
 
-@few
-@hypothesis.given(
-  seed=st.integers(0, 10_000), sizes=st.lists(st.integers(0, 6), min_size=2, max_size=4)
-)
-def test_other_domain_serves_as_many_rows_as_any_permutation_could(seed, sizes):
-  # Hall: n rows whose largest domain has L can all leave iff 2 L <= n; otherwise only
-  # n - L rows can leave the largest domain, and the n - L others can all leave.
-  names, run = compiled("other_domain-3", False, require_distinct=False)
-  domains = np.repeat(np.arange(len(sizes)), sizes)[:B]
-  eligible = np.arange(B) < domains.size
-  domains = np.concatenate([domains, np.zeros(B - domains.size, int)]).astype(np.int32)
-  z, labels, _, present, _ = draw_batch(seed, names, False)
-  order = np.random.default_rng(seed).permutation(B)
-  mixed = run(seed, z, labels, eligible[order], present, domains[order])
-  counts = np.bincount(domains[eligible], minlength=1)
-  n, largest = int(eligible.sum()), int(counts.max())
-  served = n if 2 * largest <= n else 2 * (n - largest)
-  assert mixed.weight.sum() == (served if n >= 2 else 0)
-  source = np.stack(list(rows_of(mixed).values()))
-  if 2 * largest <= n and counts[counts > 0].min(initial=B) >= 2:
-    assert all(len(set(source[:, i])) == 3 for i in np.flatnonzero(eligible[order]))
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_padding_changes_nothing(name):
   names, run = compiled(name, True)
-  z, labels, eligible, present, domains = draw_batch(5, names, True, share=0.9)
+  z, labels, eligible, present = draw_batch(5, names, True, share=0.9)
   eligible = eligible.copy()
   eligible[:8], eligible[8:] = True, False
-  long = run(3, z, labels, eligible, present, domains)
+  long = run(3, z, labels, eligible, present)
   cut = lambda tree: jax.tree.map(lambda x: x[:8], tree)
-  short = run(3, *cut((z, labels, eligible, present, domains)))
+  short = run(3, *cut((z, labels, eligible, present)))
   jax.tree.map(np.testing.assert_array_equal, cut(long), short)
   assert short.weight.sum() > 0 or len(names) == 1
 
 
-@pytest.mark.parametrize("name", ["hard-3", "soft", "focus_only"])
-def test_order_of_the_dict_changes_nothing(name):
-  options = {k: v for k, v in OPTIONS[name].items() if k != "m"}
-  z, labels, eligible, _, _ = draw_batch(0, NAMES[3], False)
+def test_order_of_the_dict_changes_nothing():
+  z, labels, eligible, _ = draw_batch(0, NAMES[3], False)
 
   @jax.jit  # Arguments of jit come sorted, so the dicts are made inside.
   def run(leaves):
@@ -207,7 +161,7 @@ def test_order_of_the_dict_changes_nothing(name):
         num_classes=K,
         eligible=eligible,
         exploration=exploration_of(names, [SCORE[m] for m in names]),
-        **options,
+        proportions="exploration",
       )
       assert list(mixed.embeddings) == list(names)
       results.append(mixed)
@@ -264,18 +218,6 @@ def test_targets_by_hand():
   expected[np.arange(4), np.asarray(mixed.source["b"])] += share_b
   np.testing.assert_allclose(mixed.targets, expected, atol=1e-6)
   np.testing.assert_array_equal(mixed.weight, 1)
-  assert mixed.unimodal_labels["a"].dtype == jnp.int32
-
-
-def test_given_shares_follow_names_not_positions():
-  z = {"video": jnp.ones((4, 1)), "audio": jnp.ones((4, 1))}
-  shares = {"video": 0.75, "audio": np.array([0.25] * 4)}
-  mixed = mix(0, z, jnp.arange(4), num_classes=4, proportions=shares)
-  np.testing.assert_allclose(mixed.proportions, [[0.25, 0.75]] * 4)  # audio, video
-  at_video = np.take_along_axis(
-    np.asarray(mixed.targets), np.asarray(mixed.source["video"])[:, None], 1
-  )
-  np.testing.assert_allclose(at_video, 0.75)
 
 
 def test_three_modalities_with_coinciding_labels_give_two_thirds():
@@ -287,80 +229,21 @@ def test_three_modalities_with_coinciding_labels_give_two_thirds():
   np.testing.assert_allclose(targets, [[1 / 3, 2 / 3]] * len(targets), atol=1e-6)
 
 
-def test_shared_soft_swap_is_feature_mixup():
-  # Mixup: x~ = a x_j + (1 - a) x_i and the same for labels, one j and a per row.
-  names, run = compiled("mixup", False, require_distinct=False)
-  z, labels, _, present, domains = draw_batch(1, names, False)
-  mixed = run(0, z, labels, np.ones(B, bool), present, domains)
-  j = np.asarray(mixed.source["audio"])
-  np.testing.assert_array_equal(mixed.source["video"], j)
-  assert (j != np.arange(B)).all()
-  a = (mixed.embeddings["audio"][:, 0] - np.arange(B)) / (j - np.arange(B))
-  assert ((a >= -1e-6) & (a <= 1 + 1e-6)).all()
-  assert np.std(a) > 0.1
-  a = np.asarray(a)[:, None]
-  for m in names:
-    np.testing.assert_allclose(
-      mixed.embeddings[m], a * z[m][j] + (1 - a) * z[m], atol=1e-4
-    )
-  eye = np.eye(K)
-  np.testing.assert_allclose(
-    mixed.targets, a * eye[labels[j]] + (1 - a) * eye[labels], atol=1e-5
-  )
-
-
-def test_soft_amounts_have_the_moments_of_the_beta_distribution():
-  rows, alpha = 2000, 0.7  # Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1))
-  z = {m: jnp.arange(float(rows))[:, None] for m in ("a", "b")}
-  mixed = mix(0, z, jnp.zeros(rows, int), num_classes=1, soft=alpha)
-  own, source = np.arange(rows), np.asarray(mixed.source["a"])
-  a = (np.asarray(mixed.embeddings["a"])[:, 0] - own) / (source - own)
-  np.testing.assert_allclose(a.mean(), 0.5, atol=5 * a.std() / np.sqrt(rows))
-  np.testing.assert_allclose(a.var(), 1 / (4 * (2 * alpha + 1)), rtol=0.1)
-
-
-def test_dirichlet_scales_features_like_the_target():
-  names, run = compiled("dirichlet", False)
-  z, labels, _, present, domains = draw_batch(2, names, False)
-  eligible = np.arange(B) < 9
-  mixed = run(0, z, labels, eligible, present, domains)
-  assert np.std(mixed.proportions[:, 0]) > 0.1
-  for column, m in enumerate(sorted(names)):
-    scale = 2 * np.asarray(mixed.proportions)[:, column]
-    scale = np.where(eligible, scale, 1)[:, None]
-    expected = scale * z[m][np.asarray(mixed.source[m])]
-    np.testing.assert_allclose(mixed.embeddings[m], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_focus_only_moves_the_weak_modality_alone():
-  names, run = compiled("focus_only", False)
-  z, labels, _, present, domains = draw_batch(3, names, False)
-  mixed = run(0, z, labels, np.ones(B, bool), present, domains)
-  own = np.arange(B)  # audio has the lowest score, 0.3
-  for m in ("video", "flow"):
-    np.testing.assert_array_equal(mixed.source[m], own)
-  assert (np.asarray(mixed.source["audio"]) != own).all()
-  w = np.asarray(mixed.proportions)[:, 0, None]  # (1 - w) e(y_i) + w e(y_source)
-  eye = np.eye(K)
-  expected = (1 - w) * eye[labels] + w * eye[mixed.unimodal_labels["audio"]]
-  np.testing.assert_allclose(mixed.targets, expected, atol=1e-6)
-
-
-def test_one_modality_returns_the_batch_itself():
-  names, run = compiled("hard-1", False, require_distinct=False)
-  z, labels, eligible, present, domains = draw_batch(9, names, False)
+def test_one_modality_returns_the_batch_itself_and_no_mixed_row():
+  names, run = compiled("hard-1", False)
+  z, labels, eligible, present = draw_batch(9, names, False)
   eligible = np.arange(B) % 3 > 0
-  mixed = run(0, z, labels, eligible, present, domains)
+  mixed = run(0, z, labels, eligible, present)
   np.testing.assert_array_equal(mixed.embeddings["a"], z["a"])
   np.testing.assert_array_equal(mixed.targets, np.eye(K)[labels])
-  np.testing.assert_array_equal(mixed.weight, eligible)
+  np.testing.assert_array_equal(mixed.weight, 0)
 
 
 def test_regression_targets_mix_linearly():
   y = jnp.array([-2.0, 0.0, 1.0, 5.0])
   z = {m: jnp.ones((4, 2)) for m in ("text", "audio")}
-  mixed = mix(0, z, y, num_classes=None, proportions={"text": 0.8, "audio": 0.2})
-  expected = 0.8 * y[mixed.source["text"]] + 0.2 * y[mixed.source["audio"]]
+  mixed = mix(0, z, y, num_classes=None)
+  expected = (y[mixed.source["text"]] + y[mixed.source["audio"]]) / 2
   np.testing.assert_allclose(mixed.targets, expected, atol=1e-6)
 
 
@@ -383,7 +266,7 @@ def test_hyperparameters_and_state_may_be_batched():
   names = ("audio", "video")
   z = {m: jnp.ones((4, 2)) for m in names}
 
-  def run(score, eta, alpha):
+  def run(score, eta):
     logits = {m: jnp.log(jnp.stack([s, 1 - s])[None]) for m, s in score.items()}
     state = mixing.init_exploration(names)
     state = mixing.exploration_score(state, logits, jnp.array([0]))
@@ -395,14 +278,10 @@ def test_hyperparameters_and_state_may_be_batched():
       exploration=state,
       eta=eta,
       proportions="exploration",
-      swap="focus_only",
-      soft=alpha,
     )
 
   score = {"audio": jnp.array([0.2, 0.8]), "video": jnp.array([0.8, 0.2])}
-  mixed = jax.jit(jax.vmap(run))(score, jnp.array([0.0, 2.0]), jnp.array([1.0, 0.1]))
+  mixed = jax.jit(jax.vmap(run))(score, jnp.array([0.0, 2.0]))
   np.testing.assert_allclose(
     mixed.proportions[:, 0], [[1 / 2, 1 / 2], [2 / 7, 5 / 7]], atol=1e-6
   )
-  moved = mixed.source["audio"] != jnp.arange(4)[None, :]
-  np.testing.assert_array_equal(moved.all(axis=1), [True, False])

@@ -27,8 +27,7 @@ def test_running_score_by_hand():
   mask = jnp.array([True, True, True, False])
   a, v = [0.2, 0.4, 0.1, 1.0], [0.9, 0.6, 0.7, 0.0]
   state = mixing.init_exploration(("v", "a"))
-  np.testing.assert_array_equal(jnp.stack(list(state.share.values())), 0.5)
-  options = {"beta": 0.9, "temperature": 0.5, "mask": mask}
+  options = {"beta": 0.9, "mask": mask}
   update = lambda state, a, v: mixing.exploration_score(
     state, {"a": logits_for(a), "v": logits_for(v)}, y, **options
   )
@@ -41,23 +40,19 @@ def test_running_score_by_hand():
   state = update(state, v, a)
   second_a, second_v = 0.9 * 0.5 + 0.1 * 0.6, 0.9 * 0.6 + 0.1 * 0.5
   np.testing.assert_allclose(state.score["a"], second_a, rtol=1e-6)
-  expected = 1 / (1 + np.exp(-(second_v - second_a) / 0.5))
-  np.testing.assert_allclose(state.share["a"], expected, rtol=1e-5)
+  np.testing.assert_allclose(state.gap["a"], 1 - second_a / second_v, rtol=1e-5)
 
 
 @few
 @hypothesis.given(hnp.arrays(np.float32, 3, elements=st.floats(0, 1, width=32)))
-def test_focus_gap_and_share_are_consistent(p):
+def test_focus_and_gap_are_consistent(p):
   y = jnp.array([0])
   logits = {m: logits_for(p[None, j] * 0.98 + 0.01) for j, m in enumerate("abc")}
   state = mixing.exploration_score(mixing.init_exploration("abc"), logits, y)
   gap = np.array([state.gap[m] for m in "abc"])
-  share = np.array([state.share[m] for m in "abc"])
   assert ((gap >= 0) & (gap < 1)).all()
   assert gap.min() == 0
   assert gap[state.focus] == gap.max()
-  assert share[state.focus] == share.max()
-  np.testing.assert_allclose(share.sum(), 1, rtol=1e-5)
 
 
 def test_missing_modality_keeps_its_score_and_is_never_the_focus():
@@ -83,22 +78,6 @@ def test_an_empty_batch_changes_nothing():
   jax.tree.map(np.testing.assert_array_equal, state, after)
 
 
-def test_other_signals_by_hand():
-  y = jnp.array([0])
-  start = mixing.init_exploration(("a", "v"))
-  logits = {"a": logits_for([0.5]), "v": logits_for([1.0])}
-  state = mixing.exploration_score(start, logits, y, signal="kl_uniform")
-  # KL(q || uniform) / log 2 is 0 for the uniform and 1 for a certain prediction.
-  np.testing.assert_allclose([state.score["a"], state.score["v"]], [0, 1], atol=1e-6)
-  # Full model 0.8; 0.2 without a, 0.9 without v: a carries 1 - 0.2 / 0.8, v nothing.
-  without = {"a": logits_for([0.2]), "v": logits_for([0.9])}
-  state = mixing.exploration_score(
-    start, without, y, signal="loss_drop", fused_logits=logits_for([0.8])
-  )
-  np.testing.assert_allclose([state.score["a"], state.score["v"]], [0.75, 0], atol=1e-6)
-  assert state.focus == 1
-
-
 def test_exploration_of_a_regression():
   y = jnp.array([1.0, -1.0])
   outputs = {"a": jnp.array([[1.0], [0.0]]), "v": jnp.array([3.0, 1.0])}
@@ -112,7 +91,7 @@ def test_no_gradient_through_the_score():
     logits = {"a": logits_for(p), "v": logits_for([0.5])}
     start = mixing.init_exploration("av")
     state = mixing.exploration_score(start, logits, jnp.array([0]))
-    return sum(sum(d.values()) for d in (state.score, state.gap, state.share))
+    return sum(sum(d.values()) for d in (state.score, state.gap))
 
   np.testing.assert_array_equal(jax.grad(total)(jnp.array([0.3])), 0)
 
@@ -205,7 +184,7 @@ def explored(scores):
 SCORES = {"video": 0.9, "audio": 0.6, "flow": 0.3}
 
 
-def routed_gradients(route, scores=SCORES):
+def routed_gradients(route, scores):
   """Gradients towards encoder weights of a loss that couples all modalities."""
   x = {m: jnp.ones((5, 2)) * (1.0 + j) for j, m in enumerate(SCORES)}
   y = jnp.array([0, 1, 2, 0, 1])
@@ -213,7 +192,8 @@ def routed_gradients(route, scores=SCORES):
   def loss(weights, state):
     z = {m: jnp.tanh(x[m] @ weights[m]) for m in SCORES}
     mixed = mixing.modality_mix(jax.random.key(0), z, y, num_classes=3)
-    z = mixing.route_gradients(mixed.embeddings, route=route, exploration=state)
+    z = mixed.embeddings
+    z = mixing.route_gradients(z, state) if route == "focus" else z
     logits = sum(z.values()) * z["audio"] + z["flow"] ** 2
     value, _ = mixing.modality_mix_loss(mixed, logits, unimodal_logits=z)
     return value
@@ -237,22 +217,11 @@ def test_focus_stops_the_other_encoders(weakest):
       np.testing.assert_array_equal(grad[m], 0)
 
 
-def test_weighted_scales_by_the_share():
-  value, grad = routed_gradients("weighted")
-  full_value, full = routed_gradients("all")
-  np.testing.assert_allclose(value, full_value, rtol=1e-6)
-  e = {m: np.exp(-s) for m, s in SCORES.items()}  # softmax(-s) at temperature 1
-  for m in SCORES:
-    np.testing.assert_allclose(
-      grad[m], 3 * e[m] / sum(e.values()) * full[m], rtol=1e-4, atol=1e-7
-    )
-
-
 def test_focus_stops_infinite_gradients():
   state = explored({"a": 0.1, "v": 0.9})
 
   def loss(z):
-    z = mixing.route_gradients(z, exploration=state)
+    z = mixing.route_gradients(z, state)
     return jnp.sqrt(z["v"]).sum() + z["a"].sum()  # d sqrt(z) / dz is infinite at 0
 
   grad = jax.grad(loss)({"a": jnp.zeros(2), "v": jnp.zeros(2)})
@@ -305,8 +274,6 @@ def test_lengths_may_be_traced_and_batched():
   ("call", "message"),
   [
     (lambda: mixing.init_exploration(("a", "a")), "modalities must be distinct"),
-    (lambda: explored_with(signal="margin"), "signal='margin' is not one of"),
-    (lambda: explored_with(signal="loss_drop"), "fused_logits is needed"),
     (lambda: explored_with(unimodal_logits={"a": logits_for([0.5])}), "expected"),
     (lambda: select(rule="top"), "rule='top' is not one of .*quantile"),
     (lambda: select(rule="quantile", fraction=1.5), r"fraction=1.5 is not in \[0, 1\]"),
@@ -314,8 +281,7 @@ def test_lengths_may_be_traced_and_batched():
     (lambda: mixing.init_confidence_table(0), "num_samples must be >= 1"),
     (lambda: mixing.prediction_strength(jnp.zeros(3), jnp.zeros(3, int)), r"\[B, K\]"),
     (lambda: mixing.prediction_strength(jnp.zeros(3), jnp.zeros(2)), "do not fit"),
-    (lambda: mixing.route_gradients({"a": jnp.zeros(2)}, route="none"), "route='none'"),
-    (lambda: mixing.route_gradients({"a": jnp.zeros(2)}), "needs the argument"),
+    (lambda: mixing.route_gradients({"a": jnp.zeros(2)}, explored(SCORES)), "expected"),
     (lambda: mixing.mix_stage(0, warmup_steps=-1), "warmup_steps=-1 must be >= 0"),
     (lambda: mixing.mix_stage(0, schedule="cosine", warmup_steps=0), "'cosine' is not"),
   ],
