@@ -13,10 +13,14 @@ import jax
 import numpy as np
 
 from mer_dg.contracts import KINDS, Batch, InputSpec
+from mer_dg.data.evidence import Reading, channel_axis, read_kind
+from mer_dg.data.waveform import log_bands
 
 if TYPE_CHECKING:
   from mer_dg.data.stream import RowSource  # It knows this module.
 
+# What an array may be declared as; a waveform becomes a sequence of log band powers.
+ARRAY_KINDS = (*KINDS, "waveform")
 SPLITS = ("train", "val", "test")
 
 TARGET_ROWS = ("test", "all")
@@ -44,7 +48,8 @@ class Dataset(abc.ABC):
     version: Hash of the content, written into every record.
     target_rows: Which rows test a held-out domain where there is a ``split``: "test",
       its test rows (all, if it has none), or "all".
-    notes: One line each on what the reader of the file left unread.
+    notes: One line each on what the reader of the file left unread, and on modalities
+      that are read as something else than dtype and rank suggest.
   """
 
   name: str
@@ -157,12 +162,14 @@ class ArrayDataset(Dataset):
     present: ``{modality: bool [N]}``; False where that modality is missing.
     lengths: ``{modality: int32 [N]}`` valid steps of zero-padded sequences;
       modalities without padding are absent.
+    why: ``{modality: words}``, why it has its kind, and what was made of it.
   """
 
   inputs: Mapping[str, np.ndarray]
   kinds: Mapping[str, str]
   present: Mapping[str, np.ndarray]
   lengths: Mapping[str, np.ndarray]
+  why: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def specs(self) -> dict[str, InputSpec]:
@@ -221,6 +228,7 @@ class ArrayDataset(Dataset):
       kinds=pick(self.kinds),
       present=pick(self.present),
       lengths=pick(self.lengths),
+      why=pick(self.why),
     )
 
 
@@ -233,6 +241,7 @@ def make_dataset(
   class_names: Sequence[str],
   domain_names: Sequence[str],
   kinds: Mapping[str, str] | None = None,
+  rates: Mapping[str, float] | None = None,
   present: Mapping[str, np.ndarray] | None = None,
   lengths: Mapping[str, np.ndarray] | None = None,
   group: np.ndarray | None = None,
@@ -242,7 +251,8 @@ def make_dataset(
   """Builds an `ArrayDataset`, filling what is optional and checking all of it.
 
   Inputs are brought to the rank of their kind: grey images and clips get a
-  channel axis, trailing axes of a sequence become channels.
+  channel axis, colours that stand first go last, trailing axes of a sequence become
+  channels, a waveform becomes a sequence of log band powers (`mer_dg.data.waveform`).
 
   Args:
     name: Name for records and messages.
@@ -252,7 +262,9 @@ def make_dataset(
     domain: Integers ``[N]`` in ``0..len(domain_names)-1``.
     class_names: K names.
     domain_names: Names of the domains.
-    kinds: ``{modality: kind}``; by default `infer_kind` of each array.
+    kinds: ``{modality: kind}``; by default what the array shows to be, see
+      `mer_dg.data.evidence.read_kind`.
+    rates: ``{modality: samples per second}`` of waveforms.
     present: ``{modality: bool [N]}``; default all True.
     lengths: ``{modality: int [N]}`` valid steps of padded sequences; the padding
       of clips is overwritten by looping the valid frames, so that it needs no mask.
@@ -278,30 +290,45 @@ def make_dataset(
     raise DataError(f"{name}: no modalities.")
   n = len(np.asarray(label))
   stored = {m: _storable(name, m, np.asarray(a)) for m, a in inputs.items()}
-  kinds = {
-    m: (kinds or {}).get(m) or infer_kind(a, name=f"{name}: {m!r}")
-    for m, a in stored.items()
-  }
-  arrays = {m: _to_rank(name, m, a, kinds[m]) for m, a in stored.items()}
   label = _integers(name, "label", label, n, len(class_names))
   domain = _integers(name, "domain", domain, n, len(domain_names))
-  for m, a in arrays.items():
-    if len(a) != n:
-      raise DataError(f"{name}: {m!r} has {len(a)} rows but label has {n}.")
+  for m, a in stored.items():
+    if a.shape[:1] != (n,):
+      have = f"{len(a)} rows" if a.ndim else "no rows"
+      raise DataError(f"{name}: {m!r} has {have} but label has {n}.")
   present = {
-    m: np.asarray((present or {}).get(m, np.ones(n, bool)), bool) for m in arrays
+    m: np.asarray((present or {}).get(m, np.ones(n, bool)), bool) for m in stored
   }
   for m, flags in present.items():
     if flags.shape != (n,):
       raise DataError(f"{name}: {m}_present must be [{n}], got shape {flags.shape}.")
+  lengths = dict(lengths or {})
+  readings = {
+    m: _reading(name, m, a, (kinds or {}).get(m), present[m], m in lengths)
+    for m, a in stored.items()
+  }
+  kinds = {m: reading.kind for m, reading in readings.items()}
+  arrays = {m: _to_rank(name, m, a, kinds[m]) for m, a in stored.items()}
   lengths = {
     m: _check_lengths(name, m, np.asarray(v), arrays[m], kinds[m], present[m])
-    for m, v in (lengths or {}).items()
+    for m, v in lengths.items()
   }
   if n and not any(flags.any() for flags in present.values()):
     raise DataError(f"{name}: every modality is missing in every row.")
   for m, a in arrays.items():
     _check_finite(name, m, a, present[m], lengths.get(m))
+  why = {m: reading.why for m, reading in readings.items()}
+  notes = tuple(
+    _odd_line(m, stored[m], reading) for m, reading in readings.items() if reading.odd
+  )
+  for m in [m for m in arrays if kinds[m] == "waveform"]:
+    rate = (rates or {}).get(m)
+    arrays[m], frames = _bands(name, m, arrays[m], rate, present[m], lengths.get(m))
+    if frames is not None:
+      lengths[m] = frames
+    kinds[m] = "sequence"
+    at = f" at {rate:g} Hz" if rate else ""
+    why[m] = f"waveform: {why[m]}; log power in bands{at}"
   for m in [m for m in lengths if kinds[m] == "clip"]:
     arrays[m] = _looped(arrays[m], lengths.pop(m))
   group = np.arange(n) if group is None else np.asarray(group)
@@ -327,11 +354,13 @@ def make_dataset(
     version=_content_hash(
       arrays, label, domain, group, split, lengths, present, class_names, domain_names
     ),
+    notes=notes,
+    why=why,
   )
 
 
 def infer_kind(array: np.ndarray, *, name: str = "array") -> str:
-  """Kind of a modality from dtype and shape, as the file format defines it.
+  """Kind of a modality from dtype and shape alone: where its numbers do not tell.
 
   ``[N, D]`` vector; float ``[N, T, ...]`` sequence; uint8 ``[N, H, W]``
   or ``[N, H, W, 1|3|4]`` image; other uint8 ``[N, T, H, W]`` (or with a
@@ -378,16 +407,50 @@ def _storable(name: str, m: str, a: np.ndarray) -> np.ndarray:
     return a.astype(np.float32)
 
 
+def _reading(name, m, a, kind, present, has_lengths) -> Reading:
+  """The kind that is given, or what the array shows to be."""
+  if kind is None:
+    by_rank = infer_kind(a, name=f"{name}: {m!r}")
+    here = a if present.all() else a[present]
+    if 0 in here.shape:
+      return Reading(by_rank, f"by its {a.ndim} axes")
+    return read_kind(here, by_rank=by_rank, has_lengths=has_lengths)
+  if kind not in ARRAY_KINDS:
+    raise DataError(f"{name}: {m}_kind={kind!r} is not one of {ARRAY_KINDS}.")
+  return Reading(kind, "as given")
+
+
+def _odd_line(m: str, a: np.ndarray, reading: Reading) -> str:
+  """What a modality is taken for, and how to say that it is not."""
+  rank = infer_kind(a)
+  other = rank if rank != reading.kind else "vector"
+  shape = f"[N, {', '.join(map(str, a.shape[1:]))}]"
+  return (
+    f"{m!r} {shape} is read as {reading.kind} ({reading.why}); otherwise put "
+    f"{m}_kind={other!r} into the file."
+  )
+
+
+def _bands(name, m, a, rate, present, lengths):
+  try:
+    bands, frames = log_bands(
+      np.where(present[:, None, None], a, 0), rate=rate, lengths=lengths
+    )
+  except ValueError as error:
+    raise DataError(f"{name}: {m!r} is no waveform: {error}") from error
+  return bands, frames
+
+
 def _to_rank(name: str, m: str, a: np.ndarray, kind: str) -> np.ndarray:
-  if kind not in KINDS:
-    raise DataError(f"{name}: {m}_kind={kind!r} is not one of {tuple(KINDS)}.")
-  rank = KINDS[kind]
+  rank = KINDS["sequence" if kind == "waveform" else kind]
   if kind == "vector":
     a = a.reshape(len(a), -1)
-  elif kind == "sequence":
+  elif kind in ("sequence", "waveform"):
     a = a.reshape(*a.shape[:2], -1) if a.ndim >= 2 else a
   elif a.ndim == rank:  # grey: no channel axis
     a = a[..., None]
+  elif first := channel_axis(a.shape, kind):
+    a = np.moveaxis(a, first, -1)
   if a.ndim != rank + 1 or 0 in a.shape[1:]:
     raise DataError(f"{name}: {m!r} with shape {a.shape} is not of kind {kind!r}.")
   return np.ascontiguousarray(a)
@@ -409,7 +472,7 @@ def _integers(name: str, key: str, values, n: int, limit: int) -> np.ndarray:
 
 
 def _check_lengths(name, m, lengths, array, kind, present) -> np.ndarray:
-  if kind not in ("sequence", "clip"):
+  if kind not in ("sequence", "clip", "waveform"):
     raise DataError(f"{name}: {m}_len is given, but {m!r} is of kind {kind!r}.")
   if lengths.shape != (len(array),) or not np.issubdtype(lengths.dtype, np.integer):
     raise DataError(

@@ -20,9 +20,14 @@ import zipfile
 
 import numpy as np
 
-from mer_dg.contracts import KINDS
 from mer_dg.data.archive import Archive, few, reason
-from mer_dg.data.dataset import SPLITS, ArrayDataset, DataError, make_dataset
+from mer_dg.data.dataset import (
+  ARRAY_KINDS,
+  SPLITS,
+  ArrayDataset,
+  DataError,
+  make_dataset,
+)
 
 # Keys with a meaning of their own; no modality may be called so.
 RESERVED = (
@@ -37,7 +42,7 @@ RESERVED = (
   "variant",
 )
 # Endings of the keys that belong to a modality.
-SUFFIXES = ("len", "present", "kind")
+SUFFIXES = ("len", "present", "kind", "rate")
 # What our own tools note in a file, for people.
 NOTES = ("preparation", "made_from")
 
@@ -48,7 +53,10 @@ _UNSAFE = re.compile("[/\\\\\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 
 
 def load_npz(
-  path: str | os.PathLike, *, modalities: Sequence[str] = ()
+  path: str | os.PathLike,
+  *,
+  modalities: Sequence[str] = (),
+  kinds: Mapping[str, str] | None = None,
 ) -> ArrayDataset:
   """Reads a dataset in the bring-your-own format.
 
@@ -70,6 +78,7 @@ def load_npz(
     path: The file.
     modalities: Which modalities to load, in this order; empty means all, in the
       order of the file.
+    kinds: ``{modality: kind}``, in the place of what the file or its numbers say.
 
   Returns:
     The dataset, named after the file.
@@ -91,13 +100,13 @@ def load_npz(
   path = pathlib.Path(path).expanduser()
   try:
     arrays, unread = _read(path, modalities)
-    dataset = from_arrays(arrays, name=str(path), modalities=modalities)
+    dataset = from_arrays(arrays, name=str(path), modalities=modalities, kinds=kinds)
   except DataError:
     raise
   except Exception as error:  # Arrays of a hostile file can make NumPy raise anything.
     what = f"{type(error).__name__}: {reason(error)}"
     raise DataError(f"{path}: its arrays make no data set ({what}).") from error
-  return dataclasses.replace(dataset, name=path.stem, notes=unread)
+  return dataclasses.replace(dataset, name=path.stem, notes=(*unread, *dataset.notes))
 
 
 def save_npz(data: ArrayDataset | Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -164,7 +173,11 @@ def to_npz_arrays(dataset: ArrayDataset) -> dict[str, np.ndarray]:
 
 
 def from_arrays(
-  arrays: Mapping[str, Any], *, name: str, modalities: Sequence[str] = ()
+  arrays: Mapping[str, Any],
+  *,
+  name: str,
+  modalities: Sequence[str] = (),
+  kinds: Mapping[str, str] | None = None,
 ) -> ArrayDataset:
   """A dataset from arrays under the keys of the format (see `load_npz`).
 
@@ -172,6 +185,7 @@ def from_arrays(
     arrays: The arrays.
     name: Name of the dataset; every message begins with it.
     modalities: Which modalities, in which order; empty means all.
+    kinds: As for `load_npz`.
 
   Returns:
     The dataset.
@@ -199,6 +213,11 @@ def from_arrays(
     }
     for suffix in SUFFIXES
   }
+  unknown = [m for m in kinds or {} if m not in _modalities(name, arrays, ())]
+  if unknown:
+    raise DataError(f"{name}: kinds are given for {few(unknown)}, no modality of it.")
+  declared = {m: _kind(name, m, value) for m, value in extras["kind"].items()}
+  declared |= {m: kind for m, kind in (kinds or {}).items() if m in chosen}
   if "id" in arrays:
     _check_ids(name, np.asarray(arrays["id"]), n)
   dataset = make_dataset(
@@ -208,7 +227,8 @@ def from_arrays(
     domain=domain,
     class_names=class_names,
     domain_names=domain_names,
-    kinds={m: _kind(name, m, value) for m, value in extras["kind"].items()},
+    kinds=declared,
+    rates={m: _rate(name, m, value) for m, value in extras["rate"].items()},
     present={m: _flags(name, m, value) for m, value in extras["present"].items()},
     lengths=extras["len"],
     group=_groups(name, arrays),
@@ -273,7 +293,8 @@ def _modalities(name: str, arrays: Mapping[str, Any], chosen: Sequence[str]):
   if taken or len(set(there)) != len(there) or not there:
     raise DataError(
       f"{name}: 'modalities' is {few(there)}; it must list different, non-empty names "
-      f"other than {RESERVED} and the `<m>_len`, `<m>_present`, `<m>_kind` of others."
+      f"other than {RESERVED} and the `<m>_len`, `<m>_present`, `<m>_kind`, "
+      "`<m>_rate` of others."
     )
   _check_names(name, "modality", there)
   unknown = [m for m in chosen if m not in there]
@@ -403,11 +424,17 @@ def _known_domains(name, domain, values, names: list[str]) -> list[str]:
 
 def _kind(name: str, m: str, value: np.ndarray) -> str:
   kind = _texts(name, f"{m}_kind", value.reshape(-1))
-  if len(kind) != 1 or kind[0] not in KINDS:
+  if len(kind) != 1 or kind[0] not in ARRAY_KINDS:
     raise DataError(
-      f"{name}: {m}_kind is {few(kind)}; allowed is one of {tuple(KINDS)}."
+      f"{name}: {m}_kind is {few(kind)}; allowed is one of {ARRAY_KINDS}."
     )
   return kind[0]
+
+
+def _rate(name: str, m: str, value: np.ndarray) -> float:
+  if value.size != 1 or value.dtype.kind not in "iuf" or not 0 < value.item() < np.inf:
+    raise DataError(f"{name}: {m}_rate must be samples per second, one number above 0.")
+  return float(value.item())
 
 
 def _variant(name: str, value: np.ndarray) -> str:

@@ -11,9 +11,13 @@ import numpy as np
 
 from mer_dg.data.archive import few
 from mer_dg.data.dataset import ArrayDataset, Dataset
+from mer_dg.data.evidence import spread
 
 MAJORITY = 0.95  # Share of the largest class from which on accuracy says little.
 MANY_DOMAINS = 100
+NEARLY = 0.999  # Share of one value in a channel that hardly varies.
+SCALES = 1e6  # Between deviations of channels of one modality.
+UNITS = 100  # Between a domain and all others.
 ROWS, COLUMNS = 4096, 512  # Looked at when columns are held against the labels.
 # Looked at when rows are compared: rows, numbers of each, and pairs in full.
 DUPLICATE_ROWS, DUPLICATE_COLUMNS, PAIRS = 200_000, 64, 1000
@@ -24,10 +28,12 @@ def suspicions(dataset: Dataset) -> list[str]:
 
   * a class with nearly all rows; domains with one class; domains like ids; a single
     row per class and domain;
-  * a modality that is missing everywhere, or the same in all rows;
+  * a modality that is missing everywhere, or the same in all rows; numbers that hardly
+    vary; numbers whose scales differ a millionfold; a domain in another unit;
   * samples that are the same, bit for bit, in two domains (leakage);
   * a number of a modality that tells the label all by itself (leakage);
-  * keys of the file that were not read.
+  * keys of the file that were not read; arrays that are read as something else than
+    their dtype and rank suggest.
 
   Args:
     dataset: Any; of sets whose inputs stay on disk only labels and domains are seen.
@@ -60,6 +66,7 @@ def suspicions(dataset: Dataset) -> list[str]:
       found.append(f"{m!r} is {same}: nothing can be learned from it.")
     else:
       found += _tells_label(dataset, m, values, rows, columns)
+      found += _of_scales(dataset, m, rows)
   return [*found, *_duplicates(dataset)]
 
 
@@ -93,6 +100,77 @@ def _of_labels(dataset: Dataset) -> list[str]:
       "validation without losing its class there."
     )
   return found
+
+
+def _of_scales(dataset: ArrayDataset, m: str, rows: np.ndarray) -> list[str]:
+  """Channels that hardly vary or differ in scale; domains in another unit."""
+  x = dataset.inputs[m]
+  if x.dtype == np.uint8 or x.ndim > 3 or len(rows) < 20:
+    return []
+  channels = _spread(np.arange(x.shape[-1]), COLUMNS)
+  steps = _spread(np.arange(x.shape[1]), 32) if x.ndim == 3 else None
+  values = x[rows][:, channels] if steps is None else x[np.ix_(rows, steps, channels)]
+  values = values.astype(np.float64).reshape(len(rows), -1, len(channels))
+  if m in dataset.lengths and steps is not None:
+    here = steps[None, :] < dataset.lengths[m][rows][:, None]
+    values = np.where(here[:, :, None], values, np.nan)
+  what = "number" if x.ndim == 2 else "channel"
+  flat = values.reshape(-1, len(channels))
+  flat = flat[np.isfinite(flat).all(axis=1)]
+  if len(flat) < 20:
+    return []
+  found = []
+  mode = np.median(flat, axis=0)
+  same = (flat == mode).mean(axis=0)
+  stuck = np.flatnonzero(same >= NEARLY)
+  if stuck.size:
+    which = few(channels[stuck].tolist(), 4).strip("[]")
+    found.append(
+      f"{stuck.size} of the {x.shape[-1]} {what}s of {m!r} hardly vary (the same value "
+      f"in {same[stuck].min():.0%} of the places or more): {what} {which}."
+    )
+  size = flat.std(axis=0)
+  moving = size > 1e-6 * np.abs(flat.mean(axis=0))
+  if moving.sum() > 1:
+    at = np.flatnonzero(moving)
+    low, high = at[size[at].argmin()], at[size[at].argmax()]
+    if size[high] > SCALES * size[low]:
+      found.append(
+        f"the {what}s of {m!r} differ in scale by {size[high] / size[low]:.0e} ({what} "
+        f"{channels[high]} varies by {size[high]:.2g}, {channels[low]} by "
+        f"{size[low]:.2g}); each is scaled by itself, but are all of them meant?"
+      )
+  return found + _other_units(dataset, m, rows, values)
+
+
+def _other_units(dataset: Dataset, m: str, rows, values) -> list[str]:
+  """Domains whose numbers are a hundred times those of all others, or a hundredth."""
+  domain = dataset.domain[rows]
+  enough = [d for d in np.unique(domain).tolist() if (domain == d).sum() >= 10]
+  if not 2 <= len(enough) <= MANY_DOMAINS:
+    return []
+  sizes = []
+  for d in enough:
+    of = values[domain == d].reshape(-1, values.shape[-1])
+    middle = np.nanmedian(of, axis=0)
+    sizes.append(np.nanmedian(np.abs(of - middle), axis=0) + np.abs(middle))
+  sizes = np.stack(sizes)  # [domains, channels]
+  found = []
+  for i, d in enumerate(enough):
+    others = np.delete(sizes, i, axis=0)
+    known = (sizes[i] > 0) & (others > 0).all(axis=0)
+    if known.sum() * 2 <= sizes.shape[1]:
+      continue
+    up = np.median((sizes[i] / np.where(known, others.max(axis=0), 1))[known])
+    down = np.median((sizes[i] / np.where(known, others.min(axis=0), 1))[known])
+    if up > UNITS or down < 1 / UNITS:
+      times = (
+        f"{up:.0f} times larger" if up > UNITS else f"{1 / down:.0f} times smaller"
+      )
+      name = dataset.domain_names[d]
+      found.append(f"{m!r} is {times} in {name!r} than elsewhere: another unit?")
+  # Of two domains each is the odd one.
+  return found[:1] if len(enough) == 2 else found
 
 
 def _tells_label(dataset, m: str, values, rows, columns) -> list[str]:
@@ -168,10 +246,7 @@ def _same(dataset: ArrayDataset, a: int, b: int) -> bool:
 
 
 def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
-  """Up to ``limit`` of the rows, evenly spread."""
-  if len(rows) <= limit:
-    return rows
-  return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+  return rows[spread(len(rows), limit)]
 
 
 def _columns(x: np.ndarray, limit: int) -> np.ndarray:

@@ -29,9 +29,11 @@ def _make_modality(flavour, n, rng):
     x[np.arange(7)[None, :] >= length[:, None]] = np.nan  # Padding is never read.
     return x, {"len": length}, "sequence", (7, 3)
   if flavour == "tail axes":
-    return rng.normal(size=(n, 5, 2, 3)).astype(np.float32), {}, "sequence", (5, 6)
+    x = rng.normal(size=(n, 5, 2, 3)).cumsum(axis=1)
+    return x.astype(np.float32), {}, "sequence", (5, 6)
   if flavour == "int16":
-    return rng.integers(-99, 99, (n, 5, 2)).astype(np.int16), {}, "sequence", (5, 2)
+    x = rng.integers(-99, 99, (n, 5, 2)).cumsum(axis=1)
+    return x.astype(np.int16), {}, "sequence", (5, 2)
   shape, kind, sample = {
     "grey": ((n, 6, 5), "image", (6, 5, 1)),
     "rgb": ((n, 6, 5, 3), "image", (6, 5, 3)),

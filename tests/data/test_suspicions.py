@@ -14,7 +14,7 @@ def _set(n=400, **changes):
   arrays = {
     "modalities": np.array(["a", "imu"]),
     "a": rng.normal(size=(n, 6)).astype(np.float32),
-    "imu": rng.normal(size=(n, 8, 3)).astype(np.float32),
+    "imu": rng.normal(size=(n, 8, 3)).cumsum(axis=1).astype(np.float32),
     "label": np.arange(n) % 4,
     "domain": np.arange(n) * 3 // n,
   }
@@ -55,6 +55,20 @@ def _with_one_hot(arrays):
   return np.concatenate([arrays["a"], one_hot], axis=1)
 
 
+def _stuck(arrays):
+  a = arrays["a"].copy()
+  a[:, 2] = 1.5
+  return a
+
+
+def _scaled(arrays):
+  return arrays["a"] * np.array([1e6, 1, 1, 1, 1, 1e-2], np.float32)
+
+
+def _in_millimetres(arrays):
+  return np.where((arrays["domain"] == 1)[:, None, None], 1000, 1) * arrays["imu"]
+
+
 CASES = {
   "nothing": ({}, []),
   "majority": ({"label": _mostly}, ["class '0' has 99.0% of the rows"]),
@@ -80,6 +94,12 @@ CASES = {
   ),
   "blurred label": ({"imu": _with_label(0.8)}, []),
   "one-hot": ({"a": _with_one_hot}, ["'a' contains the label: number 6, 7, 8"]),
+  "stuck": ({"a": _stuck}, ["1 of the 6 numbers of 'a' hardly vary"]),
+  "scales": ({"a": _scaled}, ["the numbers of 'a' differ in scale by 1e+08"]),
+  "another unit": (
+    {"imu": _in_millimetres},
+    ["'imu' is 955 times larger in '1' than elsewhere: another unit?"],
+  ),
   "typos": (
     {"imu_lens": np.ones(400), "groups": np.ones(400), "weather": np.ones(400)},
     [
