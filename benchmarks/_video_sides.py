@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from configs import epic_kitchens
 from mer_dg.contracts import InputSpec, Task
 from mer_dg.data.video.reader import input_specs
-from mer_dg.experiments import validate
+from mer_dg.experiments import Config, validate
 from mer_dg.experiments.video_config import KINDS
 from mer_dg.methods import build_method, merge_recipes
 from mer_dg.networks import (
@@ -66,7 +66,7 @@ class Problem(NamedTuple):
     backbones: Our encoders; their options hold for both sides.
   """
 
-  config: dict[str, Any]
+  config: Config
   specs: dict[str, InputSpec]
   backbones: dict[str, Backbone]
 
@@ -144,9 +144,9 @@ class Peer(nn.Module):
 
   def __init__(self, problem: Problem):
     super().__init__()
-    options = problem.config["network"]
-    hidden, width = options["projector_dim"], options["projection_dim"]
-    self.mer = problem.config["recipes"][METHOD]["mer"]
+    options = problem.config.network
+    hidden, width = options.projector_dim, options.projection_dim
+    self.mer = problem.config.recipes[METHOD]["mer"]
     self.rates = {m: b.options["dropout"] for m, b in problem.backbones.items()}
     self.encoders, self.projectors = nn.ModuleDict(), nn.ModuleDict()
     for seed, (m, backbone) in enumerate(problem.backbones.items()):
@@ -224,7 +224,7 @@ def torch_steps(
   # The permuted array is channels-last already; nothing is copied but to the device.
   x = {m: torch.from_numpy(v).movedim(-1, 1).to(device) for m, v in inputs.items()}
   y = torch.from_numpy(label).long().to(device)
-  words = problem.config["optimizer"]
+  words = vars(problem.config.optimizer)
   optimizer = torch.optim.Adam(
     [p for p in model.parameters() if p.requires_grad],
     lr=words["lr"],
@@ -236,7 +236,7 @@ def torch_steps(
   forward = model
   if compiled != "off":
     forward = torch.compile(model, mode=compiled, dynamic=False)
-  half = problem.config["network"]["compute_dtype"] == "bfloat16"
+  half = problem.config.network.compute_dtype == "bfloat16"
 
   def run(steps: int) -> float:
     for _ in range(steps):
@@ -280,13 +280,13 @@ def our_steps(
   The encoders' weights are taken from ``model``, and it is given our heads.
   """
   config, batch = problem.config, len(label)
-  options = {**config["network"], "encoder": problem.backbones}
+  options = {**vars(config.network), "encoder": problem.backbones}
   network = make_network(problem.specs, num_classes=CLASSES, **options)
-  horizon = dict(schedule="constant", total_steps=config["total_steps"])
-  widths, steps = tuple(network.widths.values()), config["total_steps"]
+  horizon = dict(schedule="constant", total_steps=config.total_steps)
+  widths, steps = tuple(network.widths.values()), config.total_steps
   task = Task(MODALITIES, CLASSES, SOURCES, batch, steps, widths, network.fused_width)
-  method = build_method(METHOD, merge_recipes(METHOD, config["recipes"]), task)
-  hyper = make_hyper(network, method, config["optimizer"])
+  method = build_method(METHOD, merge_recipes(METHOD, config.recipes), task)
+  hyper = make_hyper(network, method, vars(config.optimizer))
   make = functools.partial(
     make_state, network, method, scaling={}, hyper=hyper, **horizon
   )

@@ -31,14 +31,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # configs/
 
 import jax
 import numpy as np
-from resident import make_bench, make_runs
+from resident import make_runs, setup_of
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mer_dg.experiments.grid import WaveProgram
+from mer_dg.experiments.grid import Grid, WaveProgram
 from mer_dg.experiments.hosts import device_name
 from mer_dg.experiments.memory import wave_size
+from mer_dg.experiments.setup import task_arrays
 from mer_dg.networks import count_parameters
 
 
@@ -49,39 +50,39 @@ def main() -> None:
   parser.add_argument("--peer", type=int, default=6, help="Runs of each peer.")
   arguments = parser.parse_args()
   jax.config.update("jax_enable_compilation_cache", False)  # Compile times are real.
-  bench = make_bench(arguments.steps, max(arguments.runs), "erm")
-  runs = make_runs(bench, max(arguments.runs))
-  _same_size(bench)
+  setup = setup_of(arguments.steps, max(arguments.runs), "erm")
+  runs = make_runs(setup, max(arguments.runs))
+  _same_size(setup)
   print(f"Device: {device_name()}; torch {torch.__version__}, erm, {arguments.steps}")
   print("steps a run.\n")
   peers = {}
   for name, batches, threads in (("DataLoader", _loader, 0), ("tensors", _tensors, 1)):
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
-    _train(bench, runs[0], batches)  # Warm-up.
+    _train(setup, runs[0], batches)  # Warm-up.
     start = time.perf_counter()
     for run in runs[: arguments.peer]:
-      _train(bench, run, batches)
+      _train(setup, run, batches)
     peers[name] = (time.perf_counter() - start) / min(arguments.peer, len(runs))
     torch.set_num_threads(before)
   print("| runs | ours, runs/h | " + " | ".join(f"{p}, runs/h" for p in peers), end="")
   print(" | " + " | ".join(f"ours / {p}" for p in peers) + " |")
   print("|" + " ---: |" * (2 + 2 * len(peers)))
   for count in arguments.runs:
-    each = _ours(bench, runs[:count]) / count
+    each = _ours(setup, runs[:count]) / count
     speeds = [f"{3600 / s:,.0f}" for s in (each, *peers.values())]
     ratios = [f"**{s / each:.1f}**" for s in peers.values()]
     print(f"| {count} | " + " | ".join(speeds + ratios) + " |", flush=True)
 
 
-def _ours(bench, runs) -> float:
+def _ours(setup, runs) -> float:
   """Seconds for all runs in waves, compilation included."""
   start = time.perf_counter()
-  size = min(len(runs), wave_size(bench))
-  program = WaveProgram(bench, "erm", bench.tasks(), size)
+  size = min(len(runs), wave_size(setup))
+  program = WaveProgram(Grid(setup), "erm", setup.tasks, size)
   for i in range(0, len(runs), size):
     state, pool, _ = program.begin(runs[i : i + size])
-    state, _ = program.advance(state, pool, bench.config["total_steps"])
+    state, _ = program.advance(state, pool, setup.config.total_steps)
     jax.block_until_ready(state)
   return time.perf_counter() - start
 
@@ -91,16 +92,16 @@ class Fused(nn.Module):
 
   def __init__(self, widths, network, num_classes: int):
     super().__init__()
-    hidden, width = network["hidden_dim"], network["embedding_dim"]
+    hidden, width = network.hidden_dim, network.embedding_dim
     self.encoders = nn.ModuleList(
       nn.Sequential(nn.Linear(w, hidden), nn.ReLU(), nn.Linear(hidden, width))
       for w in widths
     )
     self.classifier = nn.Sequential(
-      nn.Linear(width * len(widths), network["classifier_dim"]),
+      nn.Linear(width * len(widths), network.classifier_dim),
       nn.ReLU(),
-      nn.Dropout(network["dropout"]),
-      nn.Linear(network["classifier_dim"], num_classes),
+      nn.Dropout(network.dropout),
+      nn.Linear(network.classifier_dim, num_classes),
     )
 
   def forward(self, inputs):
@@ -108,39 +109,39 @@ class Fused(nn.Module):
     return self.classifier(torch.cat(z, dim=1))
 
 
-def _model(bench) -> Fused:
-  dataset = bench.dataset
+def _model(setup) -> Fused:
+  dataset = setup.dataset
   widths = [x.shape[1] for x in dataset.inputs.values()]
-  return Fused(widths, bench.config["network"], dataset.num_classes)
+  return Fused(widths, setup.config.network, dataset.num_classes)
 
 
-def _same_size(bench) -> None:
+def _same_size(setup) -> None:
   """Both sides train the same number of parameters (unused projectors left out)."""
-  counts = count_parameters(jax.eval_shape(bench.network.init, jax.random.key(0)))
+  counts = count_parameters(jax.eval_shape(setup.network().init, jax.random.key(0)))
   ours = sum(n for k, n in counts.items() if k == "fusion" or k.startswith("encoder"))
-  theirs = sum(p.numel() for p in _model(bench).parameters())
+  theirs = sum(p.numel() for p in _model(setup).parameters())
   if ours != theirs:
     raise SystemExit(f"ours has {ours} parameters, theirs {theirs}")
 
 
-def _train(bench, run, batches) -> None:
+def _train(setup, run, batches) -> None:
   """One run, as a script would do it."""
   torch.manual_seed(run.seed)
-  config, setting = bench.config, bench.setting(run.target)
+  config, task = setup.config, task_arrays(setup, run.task)
   sources = []
-  for rows in setting.split.train.values():
+  for rows in setup.folds[run.task].train.values():
     scaled = []
-    for m, x in bench.dataset.inputs.items():
-      s = setting.scaling[m]
-      clip = config["network"]["input_clip"]
+    for m, x in setup.dataset.inputs.items():
+      s = task.scaling[m]
+      clip = config.network.input_clip
       z = np.clip((x[rows] - s["center"]) * s["inv_scale"], -clip, clip)
       scaled.append(torch.from_numpy(z.astype(np.float32)))
-    label = torch.from_numpy(bench.dataset.label[rows].astype(np.int64))
+    label = torch.from_numpy(setup.dataset.label[rows].astype(np.int64))
     sources.append((*scaled, label))
-  size, steps = bench.per_domain(setting.split), config["total_steps"]
-  model, optimizer = _model(bench), config["optimizer"]
+  size, steps = setup.per_domain(run.task), config.total_steps
+  model, optimizer = _model(setup), config.optimizer
   adam = torch.optim.Adam(
-    model.parameters(), lr=optimizer["lr"], weight_decay=optimizer["weight_decay"]
+    model.parameters(), lr=optimizer.lr, weight_decay=optimizer.weight_decay
   )
   decay = lambda t: 0.5 * (1 + math.cos(math.pi * t / steps))
   schedule = torch.optim.lr_scheduler.LambdaLR(adam, decay)

@@ -50,12 +50,12 @@ def main() -> None:
 
 def compare_with_loop(arguments) -> None:
   """One vmapped program for n runs against n calls of the program for one run."""
-  bench = make_bench(arguments.steps, max(arguments.runs), arguments.method)
-  runs = make_runs(bench, max(arguments.runs))
-  loop, loop_compile = timed(lambda: make_loop(bench, runs[0]))
+  setup = setup_of(arguments.steps, max(arguments.runs), arguments.method)
+  runs = make_runs(setup, max(arguments.runs))
+  loop, loop_compile = timed(lambda: make_loop(setup, runs[0]))
   rows = []
   for n in arguments.runs:
-    wave, wave_compile = timed(lambda n=n: make_wave(bench, runs, n))
+    wave, wave_compile = timed(lambda n=n: make_wave(setup, runs, n))
     one_by_one, at_once = [], []
     for _ in range(arguments.rounds):
       at_once.append(seconds(lambda wave=wave, n=n: wave(runs[:n])))
@@ -78,9 +78,9 @@ def compare_with_loop(arguments) -> None:
 def compare_waves(arguments) -> None:
   """Runs/s of one wave for several wave sizes."""
   sizes = arguments.waves
-  bench = make_bench(arguments.steps, max(sizes), arguments.method)
-  runs = make_runs(bench, max(sizes))
-  waves = {n: timed(lambda n=n: make_wave(bench, runs, n)) for n in sizes}
+  setup = setup_of(arguments.steps, max(sizes), arguments.method)
+  runs = make_runs(setup, max(sizes))
+  waves = {n: timed(lambda n=n: make_wave(setup, runs, n)) for n in sizes}
   times: dict[int, list[float]] = {n: [] for n in sizes}
   for _ in range(arguments.rounds):
     for n, (wave, _) in waves.items():
@@ -90,72 +90,71 @@ def compare_waves(arguments) -> None:
     print(f"| {n} | {1 / statistics.median(times[n]):.2f} | {compile_s:.1f} |")
 
 
-def make_bench(steps: int, seeds: int, method: str):
+def setup_of(steps: int, seeds: int, method: str):
   from configs import cooccurrence
-  from mer_dg.experiments import Workbench, validate
+  from mer_dg.experiments import make_setup, validate
 
   config = cooccurrence.get_config()
   config.total_steps, config.eval_every, config.log_every = steps, steps, steps
   config.seeds, config.methods = tuple(range(seeds)), (method,)
-  return Workbench(validate(config))
+  return make_setup(validate(config))
 
 
-def make_runs(bench, count: int):
+def make_runs(setup, count: int):
   from mer_dg.experiments.runs import Run
 
-  targets, (method,) = bench.targets(), bench.config["methods"]
-  return [Run(method, targets[i % len(targets)], i) for i in range(count)]
+  tasks, (method,) = setup.tasks, setup.config.methods
+  return [Run(method, tasks[i % len(tasks)].target, i) for i in range(count)]
 
 
-def make_wave(bench, runs, n: int):
+def make_wave(setup, runs, n: int):
   """The compiled wave of n runs; calling it trains runs from the start."""
   import jax
 
-  from mer_dg.experiments.grid import WaveProgram
+  from mer_dg.experiments.grid import Grid, WaveProgram
 
-  method, tasks = runs[0].method, bench.tasks()
-  program = WaveProgram(bench, method, tasks, n, devices=jax.local_devices())
+  method, devices = runs[0].method, jax.local_devices()
+  program = WaveProgram(Grid(setup), method, setup.tasks, n, devices=devices)
 
   def train(some):
     state, pool = program.begin(some)[:2]
-    return jax.block_until_ready(
-      program.advance(state, pool, bench.config["total_steps"])
-    )
+    return jax.block_until_ready(program.advance(state, pool, setup.config.total_steps))
 
   train(runs[:n])
   return train
 
 
-def make_loop(bench, run):
+def make_loop(setup, run):
   """The compiled program of a single run, called for one run after another."""
   import jax
   import jax.numpy as jnp
 
+  from mer_dg.data.arrays import put, to_arrays
   from mer_dg.data.sampling import Pool
   from mer_dg.experiments.runs import run_hyper
-  from mer_dg.training.state import make_state
-  from mer_dg.training.step import make_resident_chunk, make_train_step
+  from mer_dg.experiments.setup import first_state, step_of, task_arrays
+  from mer_dg.training.step import make_resident_chunk
 
-  config, method = bench.config, bench.method(run.method, run.target)
-  horizon = dict(
-    schedule=config["optimizer"]["schedule"], total_steps=config["total_steps"]
+  arrays = put(to_arrays(setup.dataset.in_memory()))
+  tasks = {task: task_arrays(setup, task) for task in setup.tasks}
+  chunk = make_resident_chunk(
+    step_of(setup, run.method, run.task),
+    per_domain=setup.per_domain(run.task),
+    length=setup.config.total_steps,
   )
-  step = make_train_step(bench.network, method, **horizon)
-  per_domain = bench.per_domain(bench.split(run.target))
-  chunk = make_resident_chunk(step, per_domain=per_domain, length=config["total_steps"])
   chunk = jax.jit(chunk, donate_argnums=2)
   init = jax.jit(
-    lambda seed, scaling, hyper: make_state(
-      bench.network, method, seed=seed, scaling=scaling, hyper=hyper, **horizon
+    lambda seed, scaling, hyper: first_state(
+      setup, run.method, run.task, seed=seed, scaling=scaling, hyper=hyper
     )
   )
 
   def train(some):
-    for run in some:
-      setting = bench.setting(run.target)
-      state = init(jnp.uint32(run.seed), setting.scaling, run_hyper(bench, run))
-      pool = Pool(*map(jnp.asarray, setting.pool))
-      jax.block_until_ready(chunk(bench.arrays, pool, state))
+    for one in some:
+      task = tasks[one.task]
+      state = init(jnp.uint32(one.seed), task.scaling, run_hyper(setup, one))
+      pool = Pool(*map(jnp.asarray, task.pool))
+      jax.block_until_ready(chunk(arrays, pool, state))
 
   train([run])
   return train

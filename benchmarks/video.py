@@ -43,7 +43,7 @@ from data_prep import video as prepare
 from mer_dg.data.stream import DevicePrefetch, stream_batches
 from mer_dg.data.video.dataset import VIDEO_SETS, VideoDataset, load_video
 from mer_dg.data.video.files import encode_jpeg
-from mer_dg.experiments import Workbench, single, validate
+from mer_dg.experiments import Config, make_setup, single, validate
 from mer_dg.training.drivers import StreamDriver
 from mer_dg.training.state import run_keys
 
@@ -192,7 +192,7 @@ def _rate(rows, seconds: float) -> tuple[float, float]:
   return count / spent, (time.process_time() - used) / count
 
 
-def _config(args, method: str, trainable: str, folder) -> dict[str, Any]:
+def _config(args, method: str, trainable: str, folder) -> Config:
   c = hac.get_config(f"cartoon,{args.subset}")
   c.data.path = str(folder)
   c.method, c.backbones.trainable = method, trainable
@@ -207,16 +207,17 @@ def _config(args, method: str, trainable: str, folder) -> dict[str, Any]:
 
 def _driver(config):
   """Driver, state and stream of the run of a config."""
-  bench = Workbench(config)
-  setting, state, step = single._prepare(bench, single.the_run(bench))
+  setup = make_setup(config)
+  run = single.the_run(setup)
+  task, state, step = single._prepare(setup, run)
   stream = stream_batches(
-    bench.dataset.reader(train=True),
+    setup.dataset.reader(train=True),
     key=run_keys(state.key).order,
-    pool=setting.pool,
-    per_domain=bench.per_domain(setting.split),
-    num_threads=config["reader"]["threads"],
-    num_workers=config["reader"]["workers"],
-    prefetch=config["reader"]["prefetch"],
+    pool=task.pool,
+    per_domain=setup.per_domain(run.task),
+    num_threads=config.reader.threads,
+    num_workers=config.reader.workers,
+    prefetch=config.reader.prefetch,
   )
   return step, state, stream
 

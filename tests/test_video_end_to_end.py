@@ -24,8 +24,9 @@ from mer_dg.data.video.dataset import load_video  # noqa: E402
 from mer_dg.data.video.reader import device_inputs  # noqa: E402
 from mer_dg.experiments import (  # noqa: E402
   ConfigError,
-  Workbench,
   WorkdirError,
+  check,
+  make_setup,
   run,
   single,
   validate,
@@ -107,10 +108,10 @@ def config(weights):
 
 def train(config, folder):
   config = validate(config)
-  bench, workdir = Workbench(config), Workdir(folder, config)
-  bench.check()
+  setup, workdir = make_setup(config), Workdir(folder, config)
+  check(setup)
   with workdir.writing():
-    return single.train(bench, workdir), workdir
+    return single.train(setup, workdir), workdir
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,8 @@ def trained(config, prepared, tmp_path_factory):
 
 def test_what_a_run_trains_on_and_what_its_records_say(trained, config, prepared):
   _, workdir = trained
-  bench = Workbench(validate(config(prepared)))
-  table, split = bench.dataset.source.table, bench.split("cartoon")
+  setup = make_setup(validate(config(prepared)))
+  table, split = setup.dataset.source.table, setup.folds["cartoon", ()]
   ids = lambda rows: [table.clips[i].id for i in rows]
   assert ids(split.train["animal"]) == ["animal/train/a.mp4", "animal/train/b.mp4"]
   assert ids(split.val["human"]) == ["human/test/c.mp4"]  # The repeated clip is out.
@@ -136,7 +137,7 @@ def test_what_a_run_trains_on_and_what_its_records_say(trained, config, prepared
   assert record["modalities"] == ["video", "audio", "flow"]
   assert record["data_version"] == load_video("hac", prepared).source.table.version
   said = {"data.dedup": "True", "audio.layer4_init": "pretrained"}
-  said |= {"flow.bn_mode": "frozen", "video.weights": bench.weight_hashes["video"]}
+  said |= {"flow.bn_mode": "frozen", "video.weights": setup.weights["video"]}
   assert said.items() < record["tags"].items()
   assert {"val/accuracy", "target/accuracy", "target/without_flow/accuracy"} < set(
     record["metrics"]
@@ -168,12 +169,12 @@ def test_the_trunk_is_that_of_the_file_and_layer4_has_moved(trained, weights):
 def test_evaluation_by_hand(trained, config, prepared):
   """Negative log-likelihood of validation and target rows, one batch for all."""
   state, workdir = trained
-  bench = Workbench(validate(config(prepared)))
-  split, reader = bench.split("cartoon"), bench.dataset.reader(train=False)
+  setup = make_setup(validate(config(prepared)))
+  split, reader = setup.folds["cartoon", ()], setup.dataset.reader(train=False)
   rows = np.concatenate([*split.val.values(), split.test])
   batch = jax.tree.map(lambda *a: np.stack(a), *[reader[int(i)] for i in rows])
   inputs = jax.jit(device_inputs)(batch)
-  apply = jax.jit(lambda v, x, p: bench.network.apply(v, x, p, train=False)[0].logits)
+  apply = jax.jit(lambda v, x, p: setup.network().apply(v, x, p, train=False)[0].logits)
   log_p = jax.nn.log_softmax(apply(state.variables, inputs, batch["present"]))
   nll = -np.take_along_axis(np.asarray(log_p), batch["label"][:, None], axis=1)[:, 0]
   found = workdir.records()[-1]["metrics"]
@@ -228,12 +229,12 @@ def test_other_weights_under_the_same_name_are_another_run(
   kept = weights["audio"].read_bytes()
   backbone = make_backbone(KINDS["audio"], **SMALL)
   other = jax.jit(backbone.init)(jax.random.key(5))
-  own = lambda bench: run_id(bench, single.the_run(bench))
+  own = lambda setup: run_id(setup, single.the_run(setup))
   ids = {r["run_id"] for r in workdir.records()}
-  assert own(Workbench(validate(config(prepared)))) in ids
+  assert own(make_setup(validate(config(prepared)))) in ids
   try:
     save_weights(weights["audio"], backbone, other)
-    assert own(Workbench(validate(config(prepared)))) not in ids
+    assert own(make_setup(validate(config(prepared)))) not in ids
     with pytest.raises(WorkdirError, match="holds no checkpoint of"):
       run(config(prepared), workdir=str(workdir.path), mode="evaluate")
   finally:
@@ -244,7 +245,7 @@ def test_a_table_wants_features(config, prepared):
   with pytest.raises(ConfigError, match=r"data_prep\.extract_features"):
     run(config(prepared, target=""))
   with pytest.raises(DataError, match="videos do not fit in memory"):
-    _ = Workbench(validate(config(prepared))).arrays
+    make_setup(validate(config(prepared))).dataset.in_memory()
 
 
 @pytest.fixture(scope="module")
@@ -310,5 +311,5 @@ def test_a_method_grid_runs_on_the_features(extracted, tmp_path):
   c.total_steps, c.eval_every, c.log_every = 2, 2, 2
   text = run(c, workdir=str(tmp_path))
   assert "MER (kde)" in text
-  bench = Workbench(validate(c))
-  assert len(bench.split("cartoon").test) == 3
+  setup = make_setup(validate(c))
+  assert len(setup.folds["cartoon", ()].test) == 3

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mer_dg.experiments.board import Board
-from mer_dg.experiments.build import Workbench, load_dataset
-from mer_dg.experiments.config import SUBSETS, ConfigError, validate
+from mer_dg.experiments.config import SUBSETS, Config, ConfigError, as_dict, validate
 from mer_dg.experiments.grid import trainings
 from mer_dg.experiments.hosts import is_first_host
 from mer_dg.experiments.search import final_runs, search_runs
+from mer_dg.experiments.setup import Setup, check, load_dataset, make_setup
 from mer_dg.experiments.tables import report, shown, train_table
 from mer_dg.experiments.workdir import Workdir, read_object
 from mer_dg.protocol import file_name, write_atomic
@@ -32,25 +32,25 @@ class Cell(NamedTuple):
   Attributes:
     dataset: Name in ``config.benchmark.datasets``.
     name: ``dataset/protocol/modalities``.
-    bench: Its workbench.
+    setup: Its setup.
     workdir: Its folder.
     trainings: Number of networks it trains, the search included.
   """
 
   dataset: str
   name: str
-  bench: Workbench
+  setup: Setup
   workdir: Workdir
   trainings: int
 
 
 def run_benchmark(
-  config: Mapping[str, Any], workdir: Workdir, name: str, command: str = ""
+  config: Config, workdir: Workdir, name: str, command: str = ""
 ) -> str:
   """Trains what is missing of every table, then reports on all of them.
 
   Args:
-    config: A dict from `validate`, with ``benchmark``.
+    config: From `validate`, with ``benchmark``.
     workdir: Folder of the benchmark.
     name: Heading of the report.
     command: The command line, for the reports.
@@ -68,7 +68,7 @@ def run_benchmark(
 
 
 def _train(
-  cells: Sequence[Cell], config: Mapping[str, Any], workdir: Workdir, command: str
+  cells: Sequence[Cell], config: Config, workdir: Workdir, command: str
 ) -> None:
   """Trains and reports table after table; tells how far it is."""
   if is_first_host():
@@ -76,18 +76,17 @@ def _train(
     write_atomic(_listed(workdir), json.dumps(folders, indent=2) + "\n")
   board = Board(
     {cell.name: (cell.dataset, cell.trainings) for cell in cells},
-    config["metric"],
+    config.metric,
     workdir.path / "progress.md",
-    config["selection"],
+    config.selection,
   )
   for cell in cells:
     board.begin(cell.name)
     with cell.workdir.writing(command, cell.name):
-      began = train_table(cell.bench, cell.workdir, board.add)
-      cell.bench.release()
+      began = train_table(cell.setup, cell.workdir, board.add)
       there = (cell.workdir.path / "report" / "report.md").exists()
       if is_first_host() and (began or not there):
-        report(cell.workdir, cell.bench.config, cell.name)
+        report(cell.workdir, cell.setup.config, cell.name)
     board.end(shown(cell.workdir)[0])
   if is_first_host():
     workdir.finish({}, ())  # Each table has counted its own records.
@@ -102,7 +101,7 @@ def is_benchmark(workdir: Workdir) -> bool:
   return _listed(workdir).exists()
 
 
-def report_all(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
+def report_all(workdir: Workdir, config: Config, name: str) -> str:
   """Writes the report on all tables that have records; returns its Markdown.
 
   Raises:
@@ -116,41 +115,41 @@ def report_all(workdir: Workdir, config: Mapping[str, Any], name: str) -> str:
   return report(workdir, config, name, tables)
 
 
-def plan(config: Mapping[str, Any], folder: Path) -> Iterator[Cell]:
+def plan(config: Config, folder: Path) -> Iterator[Cell]:
   """The tables of a benchmark, each checked; datasets are loaded once each.
 
   Raises:
     ConfigError: If a table cannot be trained; the message names it.
   """
-  benchmark = config["benchmark"]
-  sets = benchmark["datasets"] or {config["data"]["name"]: {}}
+  benchmark = config.benchmark
+  sets = benchmark.datasets or {config.data.name: {}}
   for dataset, changes in sets.items():
-    own = _merged(config, changes) | {"benchmark": _NONE}
-    if own.get("metric") != config["metric"]:
+    own = _merged(as_dict(config), changes) | {"benchmark": _NONE}
+    if own.get("metric") != config.metric:
       raise ConfigError(
         f"config.benchmark.datasets.{dataset}.metric={own.get('metric')!r}: all tables "
-        f"of a benchmark have one headline, config.metric={config['metric']!r}."
+        f"of a benchmark have one headline, config.metric={config.metric!r}."
       )
     try:
-      whole = load_dataset(validate(own)["data"])
+      whole = load_dataset(validate(own).data)
     except ValueError as error:
       raise ConfigError(f"config.benchmark.datasets.{dataset}: {error}") from error
     # Tables are told apart by it: two settings of one generator, say.
     whole = dataclasses.replace(whole, name=dataset)
-    chosen = subsets(benchmark["subsets"], whole.modalities)
-    for protocol, modalities in itertools.product(benchmark["protocols"], chosen):
+    chosen = subsets(benchmark.subsets, whole.modalities)
+    for protocol, modalities in itertools.product(benchmark.protocols, chosen):
       name = f"{dataset}/{protocol}/{'+'.join(modalities)}"
       data = own["data"] | {"modalities": list(modalities)}
       try:
         made = validate(own | {"protocol": protocol, "data": data})
-        bench = Workbench(made, whole.select_modalities(modalities))
-        bench.check()
+        setup = make_setup(made, whole.select_modalities(modalities))
+        check(setup)
       except ValueError as error:  # ConfigError, DataError, MethodError.
         raise ConfigError(f"table {name}: {error}") from error
       parts = map(file_name, (dataset, protocol, "+".join(modalities)))
       workdir = Workdir(folder.joinpath("tables", *parts), made)
       workdir.check_data(whole.version)
-      yield Cell(dataset, name, bench, workdir, _trainings(bench))
+      yield Cell(dataset, name, setup, workdir, _trainings(setup))
 
 
 # A table inside a benchmark is none itself.
@@ -188,7 +187,7 @@ def _merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
   return out
 
 
-def _trainings(bench: Workbench) -> int:
-  config, tasks = bench.config, bench.tasks()
-  runs = search_runs(config, tasks) if config["search"]["trials"] else []
+def _trainings(setup: Setup) -> int:
+  config, tasks = setup.config, setup.tasks
+  runs = search_runs(config, tasks) if config.search.trials else []
   return len(trainings([*runs, *final_runs(config, tasks, {})]))

@@ -21,24 +21,28 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from mer_dg.contracts import Network
+from mer_dg.data.arrays import to_arrays
 from mer_dg.data.sampling import Pool, make_pool
-from mer_dg.experiments.build import (
-  Setting,
-  Workbench,
-  make_evaluation,
-  name_sources,
-)
 from mer_dg.experiments.hosts import this_host
 from mer_dg.experiments.memory import is_out_of_memory, wave_size
 from mer_dg.experiments.runs import Evaluation, Run, run_hyper
+from mer_dg.experiments.setup import (
+  Setup,
+  TaskArrays,
+  first_state,
+  make_evaluation,
+  name_sources,
+  step_of,
+  task_arrays,
+)
 from mer_dg.protocol import Assignment
 from mer_dg.training.progress import Progress
-from mer_dg.training.state import TrainState, evaluated, make_state
+from mer_dg.training.state import TrainState, evaluated
 from mer_dg.training.step import (
   first_nonfinite,
   make_evaluate,
   make_resident_chunk,
-  make_train_step,
 )
 
 
@@ -72,6 +76,60 @@ class Wave(NamedTuple):
   variables: Any
 
 
+class Grid:
+  """What all waves of a setup share; forgotten with it, and made again.
+
+  Attributes:
+    setup: The setup.
+    tasks: ``task -> TaskArrays``.
+    arrays: ``devices -> Arrays``, the dataset on these.
+    evaluation: ``(network, number of sources, devices) -> ``the compiled evaluation: it
+      knows nothing of the method, one program serves all of one network.
+  """
+
+  def __init__(self, setup: Setup):
+    self.setup = setup
+    host = to_arrays(setup.dataset.in_memory())
+    self.tasks = functools.cache(functools.partial(task_arrays, setup))
+
+    @functools.cache
+    def arrays(devices: tuple[jax.Device, ...]):
+      return jax.device_put(host, NamedSharding(_mesh(devices), P()))
+
+    def evaluation(network: Network, sources: int, devices: tuple[jax.Device, ...]):
+      key = id(network), sources, devices
+      if key not in programs:
+        summary = make_evaluation(network, setup.config.metric, sources)
+        evaluate = make_evaluate(network, summary)
+        programs[key] = _over_runs(evaluate, (None, 0, 0, 0, 0), devices)
+      return programs[key]
+
+    programs: dict[Any, Callable] = {}
+    self.arrays, self.evaluation = arrays, evaluation
+
+
+def _mesh(devices: tuple[jax.Device, ...]):
+  return jax.make_mesh(
+    (len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices
+  )
+
+
+def _over_runs(
+  fn, axes: tuple[int | None, ...], devices: tuple[jax.Device, ...], **how
+) -> Callable:
+  """``vmap`` over runs, compiled, the runs sharded over the devices."""
+  # shard_map, and not sharded arguments alone: what the partitioner does not know
+  # how to split (a Cholesky factor, say) it would gather on every device.
+  sharded = jax.shard_map(
+    jax.vmap(fn, in_axes=axes),
+    mesh=_mesh(devices),
+    in_specs=tuple(P() if axis is None else P("runs") for axis in axes),
+    out_specs=P("runs"),
+    check_vma=False,  # Nothing is summed over devices.
+  )
+  return jax.jit(sharded, **how)
+
+
 class WaveProgram:
   """The compiled programs of one method: init, chunk of steps, evaluation.
 
@@ -81,7 +139,7 @@ class WaveProgram:
   runs share a wave.
 
   Args:
-    bench: The workbench.
+    grid: What waves share.
     name: Method name.
     tasks: Tasks of the group.
     runs: Trainings per wave; rounded up to a multiple of the devices used.
@@ -90,55 +148,39 @@ class WaveProgram:
 
   def __init__(
     self,
-    bench: Workbench,
+    grid: Grid,
     name: str,
     tasks: Sequence[Assignment],
     runs: int,
     devices: Sequence[jax.Device] | None = None,
   ):
-    config, self._bench = bench.config, bench
-    self._network = network = bench.network_of(name)
+    setup = self._setup = grid.setup
     if devices is None:
       devices = jax.local_devices()
       devices = devices[:1] if devices[0].platform == "cpu" else devices
-    devices = devices[:runs]
+    devices = self._devices = tuple(devices[:runs])
     self.runs = -(-runs // len(devices)) * len(devices)
-    self._mesh = jax.make_mesh(
-      (len(devices),), ("runs",), axis_types=(AxisType.Auto,), devices=devices
-    )
-    self._settings = {task: bench.setting(*task) for task in tasks}
-    self._width = max(s.pool.rows.shape[1] for s in self._settings.values())
-    self._blocks = max(len(s.rows) for s in self._settings.values())
-    self._arrays = self._put(bench.host_arrays, P())
-    split, method = bench.split(*tasks[0]), bench.method(name, *tasks[0])
-    horizon = dict(
-      schedule=bench.settings("optimizer", name)["schedule"],
-      total_steps=config["total_steps"],
-    )
-    step = make_train_step(network, method, **horizon)
-    per_domain = bench.per_domain(split)
+    self._tasks = {task: grid.tasks(task) for task in tasks}
+    self._width = max(t.pool.rows.shape[1] for t in self._tasks.values())
+    self._blocks = max(len(t.rows) for t in self._tasks.values())
+    self._arrays = grid.arrays(devices)
+    method = self._method = setup.method(name, tasks[0])
+    step, per_domain = step_of(setup, name, tasks[0]), setup.per_domain(tasks[0])
 
     def init(seed, scaling, hyper):
-      return make_state(
-        network, method, seed=seed, scaling=scaling, hyper=hyper, **horizon
-      )
+      given = dict(seed=seed, scaling=scaling, hyper=hyper)
+      return first_state(setup, name, tasks[0], **given)
 
-    self._init = jax.jit(self._over_runs(init, (0, 0, 0)))
-    self._method = method
-    self._chosen = jax.jit(self._over_runs(lambda s: evaluated(s, method), (0,)))
-    self._shown = jax.jit(self._over_runs(method.on_eval, (0, 0)))
-    # An evaluation knows nothing of the method: one program for all of one network.
-    shared = ("evaluate", id(network), len(split.sources), tuple(devices))
-    if shared not in bench.programs:
-      summary = make_evaluation(network, config["metric"], len(split.sources))
-      evaluate = make_evaluate(network, summary)
-      bench.programs[shared] = jax.jit(self._over_runs(evaluate, (None, 0, 0, 0, 0)))
-    self._evaluate = bench.programs[shared]
+    self._init = _over_runs(init, (0, 0, 0), devices)
+    self._chosen = _over_runs(lambda s: evaluated(s, method), (0,), devices)
+    self._shown = _over_runs(method.on_eval, (0, 0), devices)
+    sources = len(setup.folds[tasks[0]].sources)
+    self._evaluate = grid.evaluation(setup.network(name), sources, devices)
 
     @functools.cache
     def chunk(length: int):
       steps = make_resident_chunk(step, per_domain=per_domain, length=length)
-      return jax.jit(self._over_runs(steps, (None, 0, 0)), donate_argnums=2)
+      return _over_runs(steps, (None, 0, 0), devices, donate_argnums=2)
 
     self._chunk = chunk
 
@@ -154,18 +196,18 @@ class WaveProgram:
       on_chunk: Called after each chunk with the number of steps just done, summed over
         trainings, and the training metrics ``{name: [trainings, steps]}``.
     """
-    config, began = self._bench.config, time.perf_counter()
+    config, began = self._setup.config, time.perf_counter()
     lanes = trainings(runs)
     count, most = len(lanes), max(map(len, lanes))
-    state, pool, places = self.begin([lane[0] for lane in lanes])
+    state, pool, rows = self.begin([lane[0] for lane in lanes])
     # A training is judged on the rows of each of its targets.
-    judged = [places, *(self._places([lane[j % len(lane)] for lane in lanes])
+    judged = [rows, *(self._rows([lane[j % len(lane)] for lane in lanes])
                         for j in range(1, most))]  # fmt: skip
     evaluations: list[Evaluation] = []
     diverged: dict[Run, Divergence] = {}
-    step, total = 0, config["total_steps"]
+    step, total = 0, config.total_steps
     while step < total and len(diverged) < len(runs):
-      length = min(config["eval_every"], total - step)
+      length = min(config.eval_every, total - step)
       state, metrics = self.advance(state, pool, length)
       state, measured = self._judge(state, judged)
       metrics, measured = jax.tree.map(
@@ -183,7 +225,7 @@ class WaveProgram:
             diverged.setdefault(run, Divergence(run, *bad))
           if run not in diverged:
             found |= {f"train/{k}": v.mean() for k, v in own.items()}
-            named = name_sources(found, self._settings[run.task].split.sources)
+            named = name_sources(found, self._setup.folds[run.task].sources)
             evaluations.append(Evaluation(run, step + length, named, wall))
       step += length
       on_chunk(length * count, metrics)
@@ -193,7 +235,7 @@ class WaveProgram:
 
   def _judge(self, state: TrainState, judged) -> tuple[TrainState, list[Any]]:
     """What terms make of an evaluation, and the metrics on the rows of each target."""
-    measure = lambda variables, places: self._evaluate(self._arrays, *places, variables)
+    measure = lambda variables, rows: self._evaluate(self._arrays, *rows, variables)
     method = self._method
     raw = measure(state.variables, judged[0]) if method.watches else None
     if method.watches:
@@ -201,64 +243,50 @@ class WaveProgram:
       if not method.averages:
         return state, [raw, *(measure(state.variables, p) for p in judged[1:])]
     variables = self._variables(state)
-    return state, [measure(variables, places) for places in judged]
+    return state, [measure(variables, rows) for rows in judged]
 
   def _variables(self, state: TrainState):
     """Of the networks that are evaluated."""
     return self._chosen(state) if self._method.averages else state.variables
 
   def begin(self, runs: Sequence[Run]):
-    """``(state, pool, (rows, mask, domain))``, stacked over runs, before step 1."""
+    """``(state, pool, (rows, domain, mask))``, stacked over runs, before step 1."""
     filled = self._filled(runs)
-    pool, places, scaling = self._stack(
-      [self._padded(self._settings[run.task]) for run in filled]
+    pool, rows, scaling = self._stack(
+      [self._padded(self._tasks[run.task]) for run in filled]
     )
-    hyper = [_as_float32(run_hyper(self._bench, run)) for run in filled]
+    hyper = [_as_float32(run_hyper(self._setup, run)) for run in filled]
     seeds = [np.uint32(run.seed) for run in filled]
-    return self._init(self._stack(seeds), scaling, self._stack(hyper)), pool, places
+    return self._init(self._stack(seeds), scaling, self._stack(hyper)), pool, rows
 
   def _filled(self, runs: Sequence[Run]) -> list[Run]:
     # The last wave is filled up: another number of runs would be another program.
     return [*runs, *[runs[-1]] * (self.runs - len(runs))]
 
-  def _places(self, runs: Sequence[Run]):
-    """``(rows, mask, domain)``, stacked over runs."""
-    settings = [self._settings[run.task] for run in self._filled(runs)]
-    return self._stack([self._padded_places(setting) for setting in settings])
+  def _rows(self, runs: Sequence[Run]):
+    """``(rows, domain, mask)``, stacked over runs."""
+    tasks = [self._tasks[run.task] for run in self._filled(runs)]
+    return self._stack([self._padded_rows(task) for task in tasks])
 
   def advance(self, state: TrainState, pool: Pool, steps: int):
     """``(state, metrics [runs, steps])`` after ``steps`` more; ``state`` is donated."""
     return self._chunk(steps)(self._arrays, pool, state)
 
-  def _over_runs(self, fn, axes: tuple[int | None, ...]):
-    """``vmap`` over runs, the runs sharded over the devices."""
-    # shard_map, and not sharded arguments alone: what the partitioner does not know
-    # how to split (a Cholesky factor, say) it would gather on every device.
-    return jax.shard_map(
-      jax.vmap(fn, in_axes=axes),
-      mesh=self._mesh,
-      in_specs=tuple(P() if axis is None else P("runs") for axis in axes),
-      out_specs=P("runs"),
-      check_vma=False,  # Nothing is summed over devices.
-    )
-
-  def _put(self, tree, spec: P):
-    return jax.device_put(tree, NamedSharding(self._mesh, spec))
-
   def _stack(self, trees: Sequence[Any]):
     """Pytrees stacked over runs, on the devices."""
-    return self._put(jax.tree.map(lambda *a: np.stack(a), *trees), P("runs"))
+    stacked = jax.tree.map(lambda *a: np.stack(a), *trees)
+    return jax.device_put(stacked, NamedSharding(_mesh(self._devices), P("runs")))
 
-  def _padded(self, setting: Setting):
-    """(pool, (rows, mask, domain), scaling) in the shapes of the group."""
-    trimmed = [r[:n] for r, n in zip(*setting.pool, strict=True)]
+  def _padded(self, task: TaskArrays):
+    """(pool, (rows, domain, mask), scaling) in the shapes of the group."""
+    trimmed = [r[:n] for r, n in zip(*task.pool, strict=True)]
     pool = make_pool(trimmed, width=self._width)
-    return pool, self._padded_places(setting), setting.scaling
+    return pool, self._padded_rows(task), task.scaling
 
-  def _padded_places(self, setting: Setting):
-    missing = self._blocks - len(setting.rows)
+  def _padded_rows(self, task: TaskArrays):
+    missing = self._blocks - len(task.rows)
     pad = lambda a: np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)])
-    return tuple(pad(a) for a in (setting.rows, setting.mask, setting.domain))
+    return tuple(pad(a) for a in (task.rows, task.domain, task.mask))
 
 
 def trainings(runs: Sequence[Run]) -> list[list[Run]]:
@@ -280,7 +308,7 @@ def trainings(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def train_all(
-  bench: Workbench,
+  grid: Grid,
   runs: Sequence[Run],
   on_wave: Callable[[Wave], None],
   *,
@@ -294,33 +322,33 @@ def train_all(
   the device is trained in halves.
 
   Args:
-    bench: The workbench.
+    grid: What waves share.
     runs: The runs, of any methods.
     on_wave: Called with each finished wave.
     done: Runs that need no training; a wave of such runs is left out.
   """
-  done, (host, hosts) = set(done), this_host()
+  done, (host, hosts), setup = set(done), this_host(), grid.setup
   # Different static facts (a number of sources, say) are different programs.
   groups: dict[Any, list[Run]] = {}
   for run in runs:
-    task = bench.task(run.method, *run.task)
-    groups.setdefault((run.method, task), []).append(run)
-  most = wave_size(bench)
+    facts = setup.facts(run.method, run.task)
+    groups.setdefault((run.method, facts), []).append(run)
+  most = wave_size(setup)
   size = lambda members: min(most, -(-len(members) // hosts))
   waves = {group: _waves(members, size(members)) for group, members in groups.items()}
   ours = {group: ws[host::hosts] for group, ws in waves.items()}
   left = {g: [w for w in ws if not done.issuperset(w)] for g, ws in ours.items()}
   count = sum(len(trainings(wave)) for some in left.values() for wave in some)
-  with Progress(count * bench.config["total_steps"], 0, "") as progress:
+  with Progress(count * setup.config.total_steps, 0, "") as progress:
     for group, members in groups.items():
       name, tasks = group[0], list(dict.fromkeys(run.task for run in members))
       if not left[group]:
         continue
       lanes = max(len(trainings(wave)) for wave in waves[group])
-      make = functools.partial(WaveProgram, bench, name, tasks)
+      make = functools.partial(WaveProgram, grid, name, tasks)
       for result in _trained(name, make, lanes, left[group], progress):
         on_wave(result)
-        progress.write(_wave_line(name, result, bench.config["metric"]))
+        progress.write(_wave_line(name, result, setup.config.metric))
 
 
 def _trained(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from mer_dg.data import DataError
 from mer_dg.experiments.benchmark import is_benchmark, report_all, run_benchmark
-from mer_dg.experiments.build import Workbench
-from mer_dg.experiments.config import ConfigError, protocol_hash, validate
+from mer_dg.experiments.config import Config, ConfigError, protocol_hash, validate
 from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.experiments.hosts import is_first_host, this_host
 from mer_dg.experiments.runs import evaluation_steps, run_id
 from mer_dg.experiments.search import final_runs
+from mer_dg.experiments.setup import Setup, check, make_setup
 from mer_dg.experiments.tables import recorder, report, train_table
 from mer_dg.experiments.workdir import Workdir, WorkdirError
 from mer_dg.methods import MethodError
@@ -74,10 +75,10 @@ def run(
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is not one of {MODES}.")
   given, config = config, validate(config)
-  if config["log_every"] != given["log_every"]:
+  if config.log_every != given["log_every"]:
     print(
       f"config.log_every={given['log_every']} does not divide "
-      f"config.eval_every={config['eval_every']}: logging every {config['log_every']}."
+      f"config.eval_every={config.eval_every}: logging every {config.log_every}."
     )
   _check_mode(config, mode)
   folder = Workdir(workdir or _default(name or "run", config, mode), config)
@@ -89,15 +90,17 @@ def run(
   elif mode == "benchmark":
     text = run_benchmark(config, folder, name, command)
   else:
-    bench = Workbench(config)
-    bench.check()
-    folder.check_data(bench.dataset.version)
-    text = _compute(bench, folder, mode, name, command)
+    if mode == "diagnose":  # The table, whatever single run the folder had last.
+      config = dataclasses.replace(config, target="")
+    setup = make_setup(config)
+    check(setup)
+    folder.check_data(setup.dataset.version)
+    text = _compute(setup, folder, mode, name, command)
   print(text)
   return text
 
 
-def _default(name: str, config: Mapping[str, Any], mode: str) -> Path:
+def _default(name: str, config: Config, mode: str) -> Path:
   table = Path("runs") / f"{name}-{protocol_hash(config)[:8]}"
   benchmark = table.with_name(f"{table.name}-benchmark")
   reported = mode == "report" and not table.exists() and benchmark.exists()
@@ -120,56 +123,56 @@ def explain(error: BaseException) -> str:
   return f"{type(error).__name__}: {error}" if isinstance(error, USER_ERRORS) else ""
 
 
-def _compute(bench: Workbench, folder: Workdir, mode: str, name: str, command: str):
+def _compute(setup: Setup, folder: Workdir, mode: str, name: str, command: str):
   """One of the modes that need data and network; returns what there is to print."""
-  config = bench.config
-  if config["target"] and mode != "diagnose":
+  config = setup.config
+  if config.target:
     from mer_dg.experiments import single  # Orbax and Grain: not for the table.
   if mode == "evaluate":
-    return _lines(single.evaluate(bench, folder))
+    return _lines(single.evaluate(setup, folder))
   with folder.writing(command, name):
     if mode == "diagnose":
-      return _diagnose(bench, folder, name)
-    if config["target"]:
-      single.train(bench, folder)
+      return _diagnose(setup, folder, name)
+    if config.target:
+      single.train(setup, folder)
     else:
-      train_table(bench, folder)
+      train_table(setup, folder)
     return report(folder, config, name) if is_first_host() else ""
 
 
-def _check_mode(config: Mapping[str, Any], mode: str) -> None:
-  if mode == "evaluate" and not config["target"]:
+def _check_mode(config: Config, mode: str) -> None:
+  if mode == "evaluate" and not config.target:
     raise ConfigError(
       "--mode=evaluate takes one run: name the held-out domain after the config file "
       "(configs/x.py:DOMAIN)."
     )
-  if mode == "diagnose" and config["protocol"] != "leave_one_domain_out":
+  if mode == "diagnose" and config.protocol != "leave_one_domain_out":
     raise ConfigError(
-      f"config.protocol={config['protocol']!r}: --mode=diagnose compares encoders "
+      f"config.protocol={config.protocol!r}: --mode=diagnose compares encoders "
       "under 'leave_one_domain_out'."
     )
-  if mode == "benchmark" and config["target"]:
+  if mode == "benchmark" and config.target:
     raise ConfigError(
-      f"config.target={config['target']!r}: --mode=benchmark trains tables; choose "
+      f"config.target={config.target!r}: --mode=benchmark trains tables; choose "
       "held-out domains by config.targets."
     )
   _, hosts = this_host()
-  if hosts > 1 and (mode in ("evaluate", "diagnose") or config["target"]):
+  if hosts > 1 and (mode in ("evaluate", "diagnose") or config.target):
     raise ConfigError(
       f"{hosts} hosts share the waves of a table or benchmark; --mode={mode} of "
-      f"config.target={config['target']!r} is for one host."
+      f"config.target={config.target!r} is for one host."
     )
 
 
-def _diagnose(bench: Workbench, workdir: Workdir, name: str) -> str:
+def _diagnose(setup: Setup, workdir: Workdir, name: str) -> str:
   """Trains and probes; writes records, report, ``diagnosis.md`` and ``.json``."""
-  folder, config = workdir.path / "report", bench.config
+  folder, config = workdir.path / "report", setup.config
   folder.mkdir(exist_ok=True)
-  runs = final_runs(config, bench.tasks(), {})
-  ids = [run_id(bench, run) for run in runs]
+  runs = final_runs(config, setup.tasks, {})
+  ids = [run_id(setup, run) for run in runs]
   workdir.ask(workdir.results, ids, evaluation_steps(config))
-  record = recorder(bench, workdir, workdir.results)
-  probes = diagnose(bench, record, lambda maps: write_maps(folder, maps))
+  record = recorder(setup, workdir, workdir.results)
+  probes = diagnose(setup, record, lambda maps: write_maps(folder, maps))
   text = to_markdown(probes)
   write_atomic(folder / "diagnosis.md", text + "\n")
   fields = ("training", "probed", "held_out", "seed")  # "target" is a score.

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mer_dg.experiments.build import EVAL_BLOCK, Workbench
+from mer_dg.experiments.setup import EVAL_BLOCK, Setup
 
 # Runs trained at once where the config leaves it open and memory does not bound it. On
 # two CPU cores 1 to 64 runs at once are about equally fast (benchmarks/resident.py
@@ -27,28 +27,28 @@ _ACTIVATIONS = 16
 _REST = 2**20
 
 
-def wave_size(bench: Workbench) -> int:
+def wave_size(setup: Setup) -> int:
   """Largest number of runs of a wave: ``config.wave``, or what device and memory allow.
 
   It depends on the machine and the config, not on what else is running: a table that
   was interrupted goes on in the same waves. An estimate: `is_out_of_memory` tells when
   it was too large.
   """
-  if bench.config["wave"]:
-    return bench.config["wave"]
+  if setup.config.wave:
+    return setup.config.wave
   most = _WAVE_CPU if jax.default_backend() == "cpu" else _WAVE_ACCELERATOR
-  return int(np.clip(_SHARE * memory_bytes() // run_bytes(bench), 1, most))
+  return int(np.clip(_SHARE * memory_bytes() // run_bytes(setup), 1, most))
 
 
-def run_bytes(bench: Workbench) -> int:
+def run_bytes(setup: Setup) -> int:
   """About what one run takes on the device, the dataset not included, in bytes."""
-  network, dataset = bench.network, bench.dataset.in_memory()
+  network, dataset = setup.network(), setup.dataset.in_memory()
   parameters = _bytes(jax.eval_shape(network.init, jax.random.key(0)))
-  width = len(network.modalities) * bench.config["network"]["embedding_dim"]
+  width = len(network.modalities) * setup.config.network.embedding_dim
   logits = dataset.num_classes * (len(network.modalities) + 2)
   evaluation = 4 * len(dataset) * (width + logits)
   row = sum(4 * math.prod(x.shape[1:]) for x in dataset.inputs.values())
-  rows = max(EVAL_BLOCK, bench.config["batch_size"])
+  rows = max(EVAL_BLOCK, setup.config.batch_size)
   activations = _ACTIVATIONS * rows * row
   return _COPIES_OF_PARAMETERS * parameters + evaluation + activations + _REST
 

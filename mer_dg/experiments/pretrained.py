@@ -11,7 +11,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from mer_dg.experiments.config import ConfigError
+from mer_dg.experiments.config import Config, ConfigError
 from mer_dg.networks import (
   Backbone,
   load_weights,
@@ -20,9 +20,7 @@ from mer_dg.networks import (
 )
 
 
-def weight_hashes(
-  config: Mapping[str, Any], backbones: Mapping[str, Backbone]
-) -> dict[str, str]:
+def weight_hashes(config: Config, backbones: Mapping[str, Backbone]) -> dict[str, str]:
   """First digits of the SHA-256 of each weights file; "random" without one.
 
   Raises:
@@ -39,8 +37,8 @@ def weight_hashes(
   return hashes
 
 
-def _weights_file(config: Mapping[str, Any], m: str) -> pathlib.Path | None:
-  name = config["backbones"][m]["weights"]
+def _weights_file(config: Config, m: str) -> pathlib.Path | None:
+  name = config.backbones.encoder(m).weights
   path = pathlib.Path(name).expanduser() if name else None
   if path is not None and not path.is_file():
     raise ConfigError(
@@ -52,7 +50,7 @@ def _weights_file(config: Mapping[str, Any], m: str) -> pathlib.Path | None:
 
 
 def load(
-  config: Mapping[str, Any], backbones: Mapping[str, Backbone], key: jax.Array
+  config: Config, backbones: Mapping[str, Backbone], key: jax.Array
 ) -> dict[str, Any]:
   """``{modality: variables}`` of the encoders that have a weights file.
 
@@ -80,7 +78,7 @@ def load(
 def fill(
   variables: Mapping[str, Any],
   key: jax.Array,
-  config: Mapping[str, Any],
+  config: Config,
   backbones: Mapping[str, Backbone],
 ) -> dict[str, Any]:
   """Initial variables of a network with the published weights in them.
@@ -95,14 +93,14 @@ def fill(
   return jax.tree.map(jnp.asarray, placed)
 
 
-def words(
+def tags(
   backbones: Mapping[str, Backbone], hashes: Mapping[str, str]
 ) -> dict[str, str]:
-  """What a record has to own up to of its encoders, ``{name: word}``.
+  """What a record has to own up to of its encoders, ``{name: what}``.
 
   Example:
     >>> audio = make_backbone("vggsound_resnet18")
-    >>> found = words({"audio": audio}, {"audio": "random"})
+    >>> found = tags({"audio": audio}, {"audio": "random"})
     >>> for name, word in found.items(): print(name, word)
     audio.weights random
     audio.bn_mode frozen

@@ -19,7 +19,7 @@ from mer_dg.data.dataset import ArrayDataset
 from mer_dg.data.splits import Split
 from mer_dg.entropy.regularizer import ESTIMATORS
 from mer_dg.evaluation import domain_probe, domain_similarity
-from mer_dg.experiments.build import Workbench
+from mer_dg.experiments.setup import Setup
 from mer_dg.reporting.maps import EmbeddingMap, EmbeddingMaps
 
 # {(training, target, seed): {m: [N, D]}}, all rows of the dataset.
@@ -165,16 +165,13 @@ def _measure(z, label, fit, test, *, num_classes: int) -> dict[str, jax.Array]:
   return found
 
 
-def embedding_maps(bench: Workbench, embedded: Embedded) -> EmbeddingMaps:
+def embedding_maps(setup: Setup, embedded: Embedded) -> EmbeddingMaps:
   """Maps of every training for the first target and seed of a config."""
-  dataset, target, seed = (
-    bench.dataset.in_memory(),
-    bench.targets()[0],
-    bench.config["seeds"][0],
-  )
+  dataset, (task, split) = setup.dataset.in_memory(), next(iter(setup.folds.items()))
+  target, seed = task.target, setup.config.seeds[0]
   maps = []
   for m in dataset.modalities:
-    rows = draw_sides(dataset, bench.split(target), m).rows
+    rows = draw_sides(dataset, split, m).rows
     # Every k-th row of either side: classes keep their shares.
     rows = rows[:: max(1, -(-len(rows) // (2 * _MAP_ROWS)))]
     for training in dict.fromkeys(key[0] for key in embedded):

@@ -8,10 +8,9 @@ import functools
 from typing import Any
 
 from mer_dg import protocol
-from mer_dg.experiments.build import Workbench
-from mer_dg.experiments.config import ConfigError, protocol_hash
+from mer_dg.experiments.config import Config, ConfigError, protocol_hash, settings
 from mer_dg.experiments.hosts import device_name
-from mer_dg.methods.registry import SETTINGS
+from mer_dg.experiments.setup import Setup, tags
 from mer_dg.protocol import Assignment, Record, git_revision, make_record
 from mer_dg.training.state import make_hyper
 
@@ -62,23 +61,19 @@ class Evaluation:
   wall_time_s: float
 
 
-def run_hyper(bench: Workbench, run: Run) -> dict[str, dict]:
+def run_hyper(setup: Setup, run: Run) -> dict[str, dict]:
   """Numeric hyperparameters of a run, as `TrainState` holds them.
 
   Raises:
     ConfigError: If an override names a number that the method does not have.
   """
-  method = bench.method(run.method, *run.task)
-  network = bench.network_of(run.method)
-  hyper = make_hyper(network, method, bench.settings("optimizer", run.method))
+  method, network = setup.method(run.method, run.task), setup.network(run.method)
+  hyper = make_hyper(network, method, vars(settings(setup.config, run.method)[1]))
   groups = _by_group(hyper)
   for name, value in run.overrides:
     term, _, number = name.partition(".")
     if number not in groups.get(term, {}):
-      raise ConfigError(
-        f"override {name}: method {run.method!r} has no such number (a rate of dropout "
-        "that is searched must not be 0 in the config)."
-      )
+      raise ConfigError(f"override {name}: method {run.method!r} has no such number.")
     groups[term][number] = float(value)
   return hyper
 
@@ -87,28 +82,29 @@ def _by_group(hyper: Mapping[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in hyper.items() if k != "method"} | hyper["method"]
 
 
-def identity(bench: Workbench, run: Run) -> dict[str, Any]:
+def identity(setup: Setup, run: Run) -> dict[str, Any]:
   """What identifies a run, as `make_record` takes it.
 
   Network and optimiser (those of the config, with what the method changes in them)
   belong to the run, so that runs of several networks share a workdir.
   """
-  config, dataset = bench.config, bench.dataset
-  settings = {group: bench.settings(group, run.method) for group in SETTINGS}
-  said = _flat(settings) | _flat(_by_group(run_hyper(bench, run)))
-  said |= _flat(bench.method(run.method, *run.task).options)
+  config, dataset = setup.config, setup.dataset
+  network, optimizer = settings(config, run.method)
+  said = _flat({"network": vars(network), "optimizer": vars(optimizer)})
+  said |= _flat(_by_group(run_hyper(setup, run)))
+  said |= _flat(setup.method(run.method, run.task).options)
   is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
   return {
     "method": run.method,
     "target": run.target,
-    "sources": list(bench.split(*run.task).sources),
+    "sources": list(setup.folds[run.task].sources),
     "modalities": list(dataset.modalities),
     "dataset": dataset.name,
     "data_version": dataset.version,
     "seed": run.seed,
-    "split_seed": config["split_seed"],
+    "split_seed": config.split_seed,
     "hyper": {k: float(v) for k, v in said.items() if is_number(v)},
-    "tags": {k: str(v) for k, v in said.items() if not is_number(v)} | bench.words,
+    "tags": {k: str(v) for k, v in said.items() if not is_number(v)} | tags(setup),
     "config_hash": protocol_hash(config),
   }
 
@@ -117,17 +113,17 @@ def _flat(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   return {f"{g}.{k}": v for g, fields in groups.items() for k, v in fields.items()}
 
 
-def run_id(bench: Workbench, run: Run) -> str:
+def run_id(setup: Setup, run: Run) -> str:
   """The ``run_id`` that the records of a run have."""
-  return protocol.run_id(identity(bench, run))
+  return protocol.run_id(identity(setup, run))
 
 
-def record_of(bench: Workbench, evaluation: Evaluation) -> Record:
+def record_of(setup: Setup, evaluation: Evaluation) -> Record:
   """The record of an evaluation."""
   run = evaluation.run
   return make_record(
-    **identity(bench, run),
-    protocol=bench.config["protocol"],
+    **identity(setup, run),
+    protocol=setup.config.protocol,
     trials=run.trials,
     step=evaluation.step,
     metrics=evaluation.metrics,
@@ -137,12 +133,13 @@ def record_of(bench: Workbench, evaluation: Evaluation) -> Record:
   )
 
 
-def evaluation_steps(config: Mapping[str, Any]) -> list[int]:
+def evaluation_steps(config: Config) -> list[int]:
   """Steps at which every run is evaluated.
 
   Example:
-    >>> evaluation_steps({"total_steps": 25, "eval_every": 10})
+    >>> import types
+    >>> evaluation_steps(types.SimpleNamespace(total_steps=25, eval_every=10))
     [10, 20, 25]
   """
-  total, every = config["total_steps"], config["eval_every"]
+  total, every = config.total_steps, config.eval_every
   return [*range(every, total, every), total]

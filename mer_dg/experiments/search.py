@@ -7,6 +7,7 @@ import hashlib
 import math
 from typing import Any
 
+from mer_dg.experiments.config import Config
 from mer_dg.experiments.runs import Evaluation, Run
 from mer_dg.methods import SETTINGS, merge_recipes, numbers_of
 from mer_dg.protocol import Assignment, validation_score
@@ -29,16 +30,16 @@ def draw(trial: int, name: str, low: float, high: float) -> float:
   return math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
 
 
-def search_runs(config: Mapping[str, Any], tasks: Sequence[Assignment]) -> list[Run]:
+def search_runs(config: Config, tasks: Sequence[Assignment]) -> list[Run]:
   """Runs of the search: every method, task, trial and search seed.
 
   Trial 0 is the default; a method without a space, in the config or its own terms, has
   that trial alone.
   """
-  search, runs = config["search"], []
-  for method in config["methods"]:
+  search, runs = config.search, []
+  for method in config.methods:
     space = _space(config, method)
-    trials = search["trials"] if space else 0
+    trials = search.trials if space else 0
     for trial in range(trials + 1):
       overrides = tuple(
         (name, draw(trial, name, *bounds)) for name, bounds in space.items() if trial
@@ -46,16 +47,16 @@ def search_runs(config: Mapping[str, Any], tasks: Sequence[Assignment]) -> list[
       runs += [
         Run(method, task.target, seed, overrides, sources=task.sources)
         for task in tasks
-        for seed in search["seeds"]
+        for seed in search.seeds
       ]
   return runs
 
 
-def _space(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+def _space(config: Config, method: str) -> dict[str, Any]:
   """``{"term.number": (low, high)}``: of the config, else the ranges of its terms."""
-  recipe = merge_recipes(method, config["recipes"])
-  if method in config["search"]["space"]:
-    groups = config["search"]["space"][method].items()
+  recipe = merge_recipes(method, config.recipes)
+  if method in config.search.space:
+    groups = config.search.space[method].items()
     return {
       f"{t}.{n}": bounds for t, numbers in groups for n, bounds in numbers.items()
     }
@@ -69,7 +70,7 @@ def _space(config: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def final_runs(
-  config: Mapping[str, Any],
+  config: Config,
   tasks: Sequence[Assignment],
   chosen: Mapping[tuple[str, Assignment], Choice],
 ) -> list[Run]:
@@ -82,12 +83,12 @@ def final_runs(
       empty means the defaults.
   """
   runs = []
-  for method in config["methods"]:
+  for method in config.methods:
     for task in tasks:
       overrides, trials = chosen.get((method, task), ((), 1))
       runs += [
         Run(method, task.target, seed, overrides, trials, task.sources)
-        for seed in config["seeds"]
+        for seed in config.seeds
       ]
   return runs
 

@@ -10,15 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.data.arrays import Arrays, put, to_arrays
 from mer_dg.data.sampling import Pool
 from mer_dg.data.stream import DevicePrefetch, stream_batches
 from mer_dg.experiments import pretrained, video
-from mer_dg.experiments.build import (
-  Setting,
-  Workbench,
-  make_evaluation,
-  name_sources,
-)
 from mer_dg.experiments.runs import (
   Evaluation,
   Run,
@@ -28,6 +23,15 @@ from mer_dg.experiments.runs import (
   run_hyper,
   run_id,
 )
+from mer_dg.experiments.setup import (
+  Setup,
+  TaskArrays,
+  first_state,
+  make_evaluation,
+  name_sources,
+  step_of,
+  task_arrays,
+)
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
 from mer_dg.methods import Method
 from mer_dg.networks import describe
@@ -35,64 +39,64 @@ from mer_dg.protocol import append_records, select, validation_score, write_atom
 from mer_dg.training.checkpoints import CheckpointError, Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
 from mer_dg.training.loop import fit
-from mer_dg.training.state import TrainState, evaluated, make_state, run_keys
+from mer_dg.training.state import TrainState, evaluated, run_keys
 from mer_dg.training.step import (
   Step,
   make_evaluate,
   make_streamed_evaluate,
-  make_train_step,
 )
 
 _NO_CHECKPOINT = "{} holds no checkpoint of {}; train first (--mode=train)."
 
 
-def the_run(bench: Workbench) -> Run:
+def the_run(setup: Setup) -> Run:
   """The run of a config with ``target``."""
-  config = bench.config
-  return Run(config["method"], config["target"], config["seed"])
+  config, (task,) = setup.config, setup.tasks
+  return Run(config.method, task.target, config.seed, sources=task.sources)
 
 
-def _prepare(bench: Workbench, run: Run) -> tuple[Setting, TrainState, Step]:
-  """Setting, state before the first step, and the training step of a run."""
-  config, setting = bench.config, bench.setting(*run.task)
-  method = bench.method(run.method, *run.task)
-  network = bench.network_of(run.method)
-  schedule = bench.settings("optimizer", run.method)["schedule"]
-  horizon = dict(schedule=schedule, total_steps=config["total_steps"])
-  step = make_train_step(network, method, **horizon)
+def _prepare(setup: Setup, run: Run) -> tuple[TaskArrays, TrainState, Step]:
+  """Rows, state before the first step, and the training step of a run."""
+  task = task_arrays(setup, run.task)
+  step = step_of(setup, run.method, run.task)
   init_key = run_keys(jax.random.key(run.seed)).init
-  variables = jax.jit(network.init)(init_key)
-  if bench.backbones:
-    variables = pretrained.fill(variables, init_key, config, bench.backbones)
+  variables = jax.jit(setup.network(run.method).init)(init_key)
+  if setup.backbones:
+    variables = pretrained.fill(variables, init_key, setup.config, setup.backbones)
 
   @jax.jit
   def begin(seed, variables):
-    hyper, scaling = run_hyper(bench, run), setting.scaling
-    return make_state(
-      network, method, seed=seed, scaling=scaling, hyper=hyper, variables=variables,
-      **horizon,
-    )  # fmt: skip
+    how = dict(seed=seed, scaling=task.scaling, hyper=run_hyper(setup, run))
+    return first_state(setup, run.method, run.task, variables=variables, **how)
 
   state = begin(np.uint32(run.seed), variables)
-  return setting, state, video.with_inputs(step, bench.dataset)
+  return task, state, video.with_inputs(step, setup.dataset)
+
+
+def _arrays(setup: Setup) -> Arrays | None:
+  """The dataset where the driver wants it; none of clips, which are read."""
+  if setup.dataset.on_disk:
+    return None
+  host = to_arrays(setup.dataset.in_memory())
+  return put(host) if setup.config.driver == "resident" else host
 
 
 def _evaluator(
-  bench: Workbench, setting: Setting, method_name: str
+  setup: Setup, run: Run, task: TaskArrays, arrays: Arrays | None
 ) -> Callable[[dict], dict]:
   """``variables -> metrics``."""
-  sources, network = setting.split.sources, bench.network_of(method_name)
-  summary = make_evaluation(network, bench.config["metric"], len(sources))
-  if bench.dataset.on_disk:
-    return video.make_evaluate(
-      network, summary, bench.dataset, setting, bench.config["reader"]
-    )
-  if bench.config["driver"] == "stream":
-    arrays, evaluate = bench.host_arrays, make_streamed_evaluate(network, summary)
+  config, network = setup.config, setup.network(run.method)
+  sources = setup.folds[run.task].sources
+  summary = make_evaluation(network, config.metric, len(sources))
+  if setup.dataset.on_disk:
+    return video.make_evaluate(network, summary, setup.dataset, task, config.reader)
+  if config.driver == "stream":
+    evaluate = make_streamed_evaluate(network, summary)
   else:
-    arrays, evaluate = bench.arrays, jax.jit(make_evaluate(network, summary))
-  places = (setting.rows, setting.mask, setting.domain)
-  return lambda variables: evaluate(arrays, *places, variables)
+    evaluate = jax.jit(make_evaluate(network, summary))
+  return lambda variables: evaluate(
+    arrays, task.rows, task.domain, task.mask, variables
+  )
 
 
 def _judge(
@@ -111,47 +115,47 @@ def _on_device(pool: Pool) -> Pool:
   return Pool(*map(jnp.asarray, pool))
 
 
-def _driver(bench: Workbench, setting: Setting, state: TrainState, step):
-  per_domain = bench.per_domain(setting.split)
-  if bench.config["driver"] == "resident":
-    return ResidentDriver(step, bench.arrays, _on_device(setting.pool), per_domain)
-  config = bench.config
+def _driver(setup: Setup, run: Run, task: TaskArrays, arrays, state: TrainState, step):
+  per_domain, config = setup.per_domain(run.task), setup.config
+  if config.driver == "resident":
+    return ResidentDriver(step, arrays, _on_device(task.pool), per_domain)
   stream = stream_batches(
-    bench.dataset.reader(train=True, seed=config["seed"]),
+    setup.dataset.reader(train=True, seed=config.seed),
     key=run_keys(state.key).order,
-    pool=setting.pool,
+    pool=task.pool,
     per_domain=per_domain,
-    **video.read_ahead(config["reader"]),
+    **video.read_ahead(config.reader),
   )
   return StreamDriver(step, DevicePrefetch(stream))
 
 
-def _checkpoints(bench: Workbench, workdir: Workdir, run: str, **how) -> Checkpoints:
-  kind = video.TrunklessCheckpoints if bench.backbones else Checkpoints
+def _checkpoints(setup: Setup, workdir: Workdir, run: str, **how) -> Checkpoints:
+  kind = video.TrunklessCheckpoints if setup.backbones else Checkpoints
   return kind(workdir.checkpoints(run), **how)
 
 
-def train(bench: Workbench, workdir: Workdir) -> TrainState:
+def train(setup: Setup, workdir: Workdir) -> TrainState:
   """Trains the run of a config to its end, from its newest checkpoint if any.
 
   Args:
-    bench: Workbench of a config with ``target``.
+    setup: Of a config with ``target``.
     workdir: Where everything goes.
 
   Returns:
     The final state.
   """
-  config, run = bench.config, the_run(bench)
+  config, run = setup.config, the_run(setup)
   code_revision()
-  own, steps = run_id(bench, run), evaluation_steps(config)
+  own, steps = run_id(setup, run), evaluation_steps(config)
   workdir.ask(workdir.results, [own], steps)
-  setting, state, step = _prepare(bench, run)
+  task, state, step = _prepare(setup, run)
   print(describe(state.variables))
-  if bench.backbones:
-    print(pretrained.notice(bench.weight_hashes), end="")
-  method, sources = bench.method(run.method, *run.task), setting.split.sources
-  measure = _evaluator(bench, setting, run.method)
-  driver = _driver(bench, setting, state, step)
+  if setup.backbones:
+    print(pretrained.notice(setup.weights), end="")
+  method, sources = setup.method(run.method, run.task), setup.folds[run.task].sources
+  arrays = _arrays(setup)
+  measure = _evaluator(setup, run, task, arrays)
+  driver = _driver(setup, run, task, arrays, state, step)
 
   def evaluate(state: TrainState):
     state, metrics = _judge(method, measure, state)
@@ -169,27 +173,27 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
       )
     logs.append(MetricsLog(workdir, own, resumed))
     if resumed:
-      print(f"Resuming {workdir.path} at step {resumed} of {config['total_steps']}.")
+      print(f"Resuming {workdir.path} at step {resumed} of {config.total_steps}.")
 
   def on_eval(at: int, metrics) -> None:
     workdir.check_there()
     found = Evaluation(run, at, metrics, time.perf_counter() - began)
     # Written before its checkpoint; a record that is there already stays.
-    append_records(workdir.results, [record_of(bench, found)])
+    append_records(workdir.results, [record_of(setup, found)])
     logs[0].events(at, metrics)
 
   try:
-    with _checkpoints(bench, workdir, own) as checkpoints:
+    with _checkpoints(setup, workdir, own) as checkpoints:
       state = fit(
         state,
         driver,
         evaluate=evaluate,
         checkpoints=checkpoints,
-        total_steps=config["total_steps"],
-        log_every=config["log_every"],
-        eval_every=config["eval_every"],
+        total_steps=config.total_steps,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
         # The rule and the ties of `protocol.select`.
-        rank=lambda m: validation_score(m, config["selection"], config["metric"]),
+        rank=lambda m: validation_score(m, config.selection, config.metric),
         on_log=lambda at, metrics: logs[0].write(at, metrics),
         on_eval=on_eval,
         on_resume=on_resume,
@@ -204,25 +208,25 @@ def train(bench: Workbench, workdir: Workdir) -> TrainState:
 
 
 def _check_selected(
-  bench: Workbench, workdir: Workdir, run: str, best: int, newest: int
+  setup: Setup, workdir: Workdir, run: str, best: int, newest: int
 ) -> None:
   """The best of the checkpoints is the best of the records: none was lost."""
-  config = bench.config
+  config = setup.config
   records = [r for r in workdir.records() if r["run_id"] == run]
   # A record is written before its checkpoint: the newest may still be in flight.
   records = [r for r in records if r["step"] <= newest]
-  rule, metric = config["selection"], config["metric"]
+  rule, metric = config.selection, config.metric
   for record in select(records, rule, metric=metric) if records else []:
     if record["step"] != best:
       missing = workdir.checkpoints(run) / str(record["step"])
       raise CheckpointError(f"Checkpoint {missing} is not there")
 
 
-def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
+def evaluate(setup: Setup, workdir: Workdir) -> dict[str, float]:
   """Evaluates the checkpoint that source validation selects.
 
   Args:
-    bench: Workbench of a config with ``target``.
+    setup: Of a config with ``target``.
     workdir: A workdir in which it was trained.
 
   Returns:
@@ -232,25 +236,27 @@ def evaluate(bench: Workbench, workdir: Workdir) -> dict[str, float]:
     WorkdirError: If there is no checkpoint.
     CheckpointError: If it cannot be read, or is not what was saved.
   """
-  run = the_run(bench)
-  own = run_id(bench, run)
-  setting, template, _ = _prepare(bench, run)
+  run = the_run(setup)
+  own = run_id(setup, run)
+  task, template, _ = _prepare(setup, run)
   # A training may be writing there.
-  with _checkpoints(bench, workdir, own, read_only=True) as checkpoints:
+  with _checkpoints(setup, workdir, own, read_only=True) as checkpoints:
     try:
       found = checkpoints.restore_best(template)
       if found is None:
         raise WorkdirError(_NO_CHECKPOINT.format(workdir.path, run))
       best, state, _ = found
-      _check_selected(bench, workdir, own, best, max(checkpoints.steps()))
+      _check_selected(setup, workdir, own, best, max(checkpoints.steps()))
     except CheckpointError as error:
       raise CheckpointError(
         f"{error}. It is, or may be, the one that source validation selects. Without "
         f"{workdir.checkpoints(own)}, --mode=train makes it again."
       ) from error
-  method = bench.method(run.method, *run.task)
-  measured = _evaluator(bench, setting, run.method)(evaluated(state, method))
-  metrics = name_sources(measured, setting.split.sources)
+  method = setup.method(run.method, run.task)
+  measure = _evaluator(setup, run, task, _arrays(setup))
+  metrics = name_sources(
+    measure(evaluated(state, method)), setup.folds[run.task].sources
+  )
   null = {k: v if np.isfinite(v) else None for k, v in metrics.items()}  # As records.
   found = {"run_id": own, "step": best, "metrics": null}
   write_atomic(

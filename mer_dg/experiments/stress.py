@@ -19,6 +19,7 @@ import numpy as np
 from mer_dg.contracts import Network
 from mer_dg.data.arrays import eval_blocks, to_arrays
 from mer_dg.data.logmel import HOP_S
+from mer_dg.data.splits import Split
 from mer_dg.evaluation import (
   CORRUPTIONS,
   SEVERITIES,
@@ -26,19 +27,25 @@ from mer_dg.evaluation import (
   mean_embeddings,
   missing_modalities,
 )
-from mer_dg.experiments.build import EVAL_BLOCK, HEADLINE, Workbench
+from mer_dg.experiments.setup import EVAL_BLOCK, HEADLINE, Setup
 from mer_dg.training.step import make_predict
 
 
-def corruption_kind(bench: Workbench, modality: str) -> str | None:
+def fold(setup: Setup, target: str) -> Split:
+  """The rows of the one task that tests on a domain."""
+  (split,) = (s for task, s in setup.folds.items() if task.target == target)
+  return split
+
+
+def corruption_kind(setup: Setup, modality: str) -> str | None:
   """The key of `CORRUPTIONS` that fits a modality; None if there is none.
 
   Nothing fits an image or clip of numbers outside [0, 1]: their scale is unknown.
   """
-  dataset, data = bench.dataset.in_memory(), bench.config["data"]
+  dataset, data = setup.dataset.in_memory(), setup.config.data
   x, kind = dataset.inputs[modality], dataset.kinds[modality]
-  if data["name"] == "av_digits" and kind == "sequence":
-    return "waveform" if data["audio"] == "waveform" else "logmel"
+  if data.name == "av_digits" and kind == "sequence":
+    return "waveform" if data.audio == "waveform" else "logmel"
   if kind not in ("image", "clip"):
     return kind
   if x.dtype != np.uint8:
@@ -50,22 +57,22 @@ def corruption_kind(bench: Workbench, modality: str) -> str | None:
 
 
 def corrupted_inputs(
-  bench: Workbench, target: str, modality: str, kind: str, name: str
+  setup: Setup, target: str, modality: str, kind: str, name: str
 ) -> Iterator[np.ndarray]:
   """One modality of the target rows as the network takes it, severity by severity.
 
   Vectors and sequences are corrupted in units of the spread of the source training
   rows. Rows that lack the modality stay empty.
   """
-  split = bench.split(target)
-  dataset = bench.dataset.in_memory().take(split.test).select_modalities((modality,))
+  split = fold(setup, target)
+  dataset = setup.dataset.in_memory().take(split.test).select_modalities((modality,))
   x, here = dataset.inputs[modality], dataset.present[modality]
   options: dict[str, Any] = {}
   if modality in dataset.lengths:
     options["lengths"] = dataset.lengths[modality][here]
   shape = x.shape
   if kind in ("vector", "sequence"):
-    x, units = x.astype(np.float32), _units(bench, target, modality)
+    x, units = x.astype(np.float32), _units(setup, target, modality)
     options |= units
   elif kind == "waveform":  # Adjoining frames are one signal.
     options["sample_rate"] = shape[2] / HOP_S
@@ -81,9 +88,9 @@ def corrupted_inputs(
     yield to_arrays(changed).inputs[modality]
 
 
-def _units(bench: Workbench, target: str, modality: str) -> dict[str, np.ndarray]:
-  train = np.concatenate(list(bench.split(target).train.values()))
-  fitted = bench.dataset.select_modalities((modality,)).scaling(train)[modality]
+def _units(setup: Setup, target: str, modality: str) -> dict[str, np.ndarray]:
+  train = np.concatenate(list(fold(setup, target).train.values()))
+  fitted = setup.dataset.select_modalities((modality,)).scaling(train)[modality]
   inverse = fitted["inv_scale"]
   scale = np.divide(1.0, inverse, out=np.zeros_like(inverse), where=inverse > 0)
   return {"center": fitted["center"], "scale": scale}
@@ -93,14 +100,14 @@ class Stress:
   """Scores of many runs under stress; one compiled program per modality.
 
   Args:
-    bench: The workbench.
+    setup: The setup.
     network: Of the runs.
   """
 
-  def __init__(self, bench: Workbench, network: Network):
-    self._bench, self._network = bench, network
-    self._headline = HEADLINE[bench.config["metric"]]
-    tests = [bench.split(t).test for t in bench.targets()]
+  def __init__(self, setup: Setup, network: Network):
+    self._setup, self._network = setup, network
+    self._headline = HEADLINE[setup.config.metric]
+    tests = [split.test for split in setup.folds.values()]
     self._size = EVAL_BLOCK * max(len(eval_blocks(r, EVAL_BLOCK)[0]) for r in tests)
     self._missing = jax.jit(jax.vmap(self._missing_scores, in_axes=(0, 0, None, None)))
 
@@ -125,7 +132,7 @@ class Stress:
       variables: Of the network, stacked over R runs.
       embeddings: ``{m: [R, N, D]}`` of all rows of the dataset.
     """
-    dataset, split = self._bench.dataset.in_memory(), self._bench.split(target)
+    dataset, split = self._setup.dataset.in_memory(), fold(self._setup, target)
     train = np.concatenate(list(split.train.values()))
     here = {m: p[train] for m, p in dataset.present.items()}
     fill = jax.vmap(mean_embeddings, in_axes=(0, None))(
@@ -138,11 +145,11 @@ class Stress:
     if len(dataset.modalities) > 1:
       found |= self._missing(variables, (z, fill), present, label)
     for m in dataset.modalities:
-      kind = corruption_kind(self._bench, m)
+      kind = corruption_kind(self._setup, m)
       if kind is None:
         continue
       for name in CORRUPTIONS[kind]:
-        inputs = corrupted_inputs(self._bench, target, m, kind, name)
+        inputs = corrupted_inputs(self._setup, target, m, kind, name)
         x = np.stack([self._padded(a) for a in inputs])
         scores = self._corrupted(m)(variables, z, present, label, x)
         found |= {
@@ -162,9 +169,9 @@ class Stress:
   def _missing_scores(self, variables, z_and_fill, present, label):
     """One run, every subset of modalities, both ways of withholding."""
     z, fill = z_and_fill
-    z = {m: z[m] for m in self._bench.dataset.modalities}  # jit sorts by name.
+    z = {m: z[m] for m in self._setup.dataset.modalities}  # jit sorts by name.
     fuse = functools.partial(self._network.fuse, variables)
-    metric, found = self._bench.config["metric"], {}
+    metric, found = self._setup.config.metric, {}
     for prefix, mean in (("without_", None), ("mean_for_", fill)):
       scores = missing_modalities(fuse, z, present, *label, fill=mean)
       for name, value in scores.items():
@@ -176,7 +183,7 @@ class Stress:
   def _corrupted_scores(self, modality: str, variables, z, present, label, x):
     """One run, ``x [severities, n, ...]`` instead of a modality; ``[severities]``."""
     network, predict = self._network, make_predict(self._network)
-    shapes = {m: a.shape[1:] for m, a in self._bench.host_arrays.inputs.items()}
+    shapes = {m: spec.shape for m, spec in self._setup.dataset.specs.items()}
     blocks = lambda a: a.reshape(-1, EVAL_BLOCK, *a.shape[1:])
     z, present = jax.tree.map(blocks, (z, present))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mer_dg import protocol
-from mer_dg.experiments.build import Workbench
-from mer_dg.experiments.grid import Divergence, Wave, train_all
+from mer_dg.experiments.config import Config
+from mer_dg.experiments.grid import Divergence, Grid, Wave, train_all
 from mer_dg.experiments.hosts import is_first_host, wait_for_all
 from mer_dg.experiments.runs import (
   Evaluation,
@@ -22,6 +22,7 @@ from mer_dg.experiments.runs import (
   run_id,
 )
 from mer_dg.experiments.search import Choice, choose, final_runs, search_runs
+from mer_dg.experiments.setup import Setup
 from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
 from mer_dg.protocol import Assignment, Record, append_records, write_atomic
 from mer_dg.protocol.records import Identity
@@ -33,12 +34,12 @@ Key = Callable[[Any], Any]
 
 
 def train_table(
-  bench: Workbench, workdir: Workdir, on_wave: Callable[[Wave], None] = lambda _: None
+  setup: Setup, workdir: Workdir, on_wave: Callable[[Wave], None] = lambda _: None
 ) -> bool:
   """Trains what the table lacks: the search if there is one, then all runs.
 
   Args:
-    bench: The workbench.
+    setup: The setup.
     workdir: Where records go; other hosts write to it, too.
     on_wave: Called with each finished wave once its records are on disk.
 
@@ -48,81 +49,79 @@ def train_table(
   Raises:
     WorkdirError: If the records of what was trained are not there at the end.
   """
-  config, tasks = bench.config, bench.tasks()
+  config, tasks, grid = setup.config, setup.tasks, Grid(setup)
   code_revision()
   chosen: dict[tuple[str, Assignment], Choice] = {}
-  runs = search_runs(config, tasks) if config["search"]["trials"] else []
-  began = _train_missing(bench, runs, workdir, workdir.search, on_wave)
+  runs = search_runs(config, tasks) if config.search.trials else []
+  began = _train_missing(grid, runs, workdir, workdir.search, on_wave)
   if runs:
     wait_for_all(f"search in {workdir.path}")
-    found = _evaluations(bench, runs, workdir)
-    chosen = choose(runs, found, config["metric"], config["selection"])
+    found = _evaluations(setup, runs, workdir)
+    chosen = choose(runs, found, config.metric, config.selection)
   runs = final_runs(config, tasks, chosen)
-  began |= _train_missing(bench, runs, workdir, workdir.results, on_wave)
+  began |= _train_missing(grid, runs, workdir, workdir.results, on_wave)
   wait_for_all(f"table in {workdir.path}")
   if is_first_host():
-    trials = {run_id(bench, run): run.trials for run in runs}
+    trials = {run_id(setup, run): run.trials for run in runs}
     workdir.finish(trials, evaluation_steps(config))
   wait_for_all(f"finished {workdir.path}")
   return began
 
 
 def _train_missing(
-  bench: Workbench,
+  grid: Grid,
   runs: Sequence[Run],
   workdir: Workdir,
   path: Path,
   then: Callable[[Wave], None],
 ) -> bool:
   """Trains runs that have neither ended nor diverged, writing as waves end."""
-  steps, by_id = (
-    evaluation_steps(bench.config),
-    {run_id(bench, run): run for run in runs},
-  )
+  setup, steps = grid.setup, evaluation_steps(grid.setup.config)
+  by_id = {run_id(setup, run): run for run in runs}
   ended = workdir.ended(path, steps)
   missing = workdir.ask(path, list(by_id), steps)
   done = {run for i, run in by_id.items() if i in ended}
   if done:
     print(f"{len(done)} of {len(runs)} runs are there already.")
 
-  write = recorder(bench, workdir, path)
+  write = recorder(setup, workdir, path)
 
   def on_wave(wave: Wave) -> None:
     write(wave)
     then(wave)
 
   if missing:
-    train_all(bench, [by_id[i] for i in missing], on_wave, done=done)
+    train_all(grid, [by_id[i] for i in missing], on_wave, done=done)
   return bool(missing)
 
 
-def recorder(bench: Workbench, workdir: Workdir, path: Path):
+def recorder(setup: Setup, workdir: Workdir, path: Path):
   """What writes the records of a wave when it ends."""
 
   def on_wave(wave: Wave) -> None:
     workdir.check_there()
     # A wave that is repeated after a kill appends what was not there yet.
-    append_records(path, [record_of(bench, e) for e in wave.evaluations])
-    _append_diverged(bench, workdir.diverged, wave.diverged)
+    append_records(path, [record_of(setup, e) for e in wave.evaluations])
+    _append_diverged(setup, workdir.diverged, wave.diverged)
 
   return on_wave
 
 
-def _append_diverged(bench: Workbench, path: Path, new: Sequence[Divergence]) -> None:
+def _append_diverged(setup: Setup, path: Path, new: Sequence[Divergence]) -> None:
   if new:
     rows = {row["run_id"]: row for row in read_lines(path)}
     for d in new:
-      own = identity(bench, d.run)
+      own = identity(setup, d.run)
       row = {"run_id": protocol.run_id(own), "message": str(d), **own}
       rows[row["run_id"]] = row
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
 
 
 def _evaluations(
-  bench: Workbench, runs: Sequence[Run], workdir: Workdir
+  setup: Setup, runs: Sequence[Run], workdir: Workdir
 ) -> list[Evaluation]:
   """The evaluations of a search, from its records."""
-  by_id = {run_id(bench, run): run for run in runs}
+  by_id = {run_id(setup, run): run for run in runs}
   return [
     Evaluation(by_id[r["run_id"]], r["step"], r["metrics"], r["wall_time_s"])
     for r in workdir.records(workdir.search)
@@ -131,7 +130,7 @@ def _evaluations(
 
 
 def report(
-  workdir: Workdir, config: Mapping[str, Any], name: str, tables: Tables | None = None
+  workdir: Workdir, config: Config, name: str, tables: Tables | None = None
 ) -> str:
   """Writes ``report/`` from the records of a workdir; returns its Markdown.
 
@@ -153,11 +152,11 @@ def report(
     return write_report(
       workdir.path,
       records,
-      metric=config["metric"],
-      reference=config["methods"][0],
+      metric=config.metric,
+      reference=config.methods[0],
       title=name,
-      rule=config["selection"],
-      methods=() if config["target"] else config["methods"],
+      rule=config.selection,
+      methods=() if config.target else config.methods,
       commands=workdir.commands,
       left_out=left_out,
     )

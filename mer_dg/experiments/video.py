@@ -13,6 +13,8 @@ from mer_dg.contracts import Network
 from mer_dg.data.arrays import Batch, eval_blocks
 from mer_dg.data.dataset import Dataset
 from mer_dg.data.stream import stream_blocks
+from mer_dg.experiments.config import ReaderFields
+from mer_dg.experiments.setup import TaskArrays
 from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.progress import progress_bar
 from mer_dg.training.state import TrainState
@@ -57,22 +59,22 @@ def make_evaluate(
   network: Network,
   summary: Callable,
   dataset: Dataset,
-  setting: Any,
-  options: Mapping[str, Any],
+  task: TaskArrays,
+  options: ReaderFields,
 ) -> Callable[[Mapping[str, Any]], Any]:
-  """Returns ``variables -> metrics`` on the evaluation rows of a setting.
+  """Returns ``variables -> metrics`` on the evaluation rows of a task.
 
   Args:
     network: The network.
     summary: From `make_summary`.
     dataset: The clips.
-    setting: A `Setting`.
+    task: Its rows.
     options: ``config.reader``.
   """
-  size, kept = options["eval_batch"], setting.mask.reshape(-1)
-  rows, mask = eval_blocks(setting.rows.reshape(-1)[kept], size)
+  size, kept = options.eval_batch, task.mask.reshape(-1)
+  rows, mask = eval_blocks(task.rows.reshape(-1)[kept], size)
   domain = np.full(rows.size, -1, np.int32)
-  domain[: kept.sum()] = setting.domain.reshape(-1)[kept]
+  domain[: kept.sum()] = task.domain.reshape(-1)[kept]
   reader = dataset.reader(train=False)
 
   def read(source, rows, domain, mask) -> Iterator[Batch]:
@@ -89,13 +91,13 @@ def make_evaluate(
     inputs=dataset.device_inputs,
   )
   domain = domain.reshape(rows.shape)
-  return lambda variables: evaluate(reader, rows, mask, domain, variables)
+  return lambda variables: evaluate(reader, rows, domain, mask, variables)
 
 
-def read_ahead(options: Mapping[str, Any]) -> dict[str, Any]:
+def read_ahead(options: ReaderFields) -> dict[str, Any]:
   """``config.reader`` as arguments of the streams."""
   return dict(
-    num_threads=options["threads"],
-    num_workers=options["workers"],
-    prefetch=options["prefetch"],
+    num_threads=options.threads,
+    num_workers=options.workers,
+    prefetch=options.prefetch,
   )

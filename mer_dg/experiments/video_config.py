@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from mer_dg.data.video.dataset import VIDEO_SETS
 from mer_dg.data.video.table import MODALITIES
 from mer_dg.networks import Backbone, make_backbone
+
+if TYPE_CHECKING:
+  from mer_dg.experiments.config import Config
 
 # The published encoder of each modality.
 KINDS = {
@@ -19,36 +22,34 @@ KINDS = {
 ENCODER = "backbones"
 
 
-def make_backbones(
-  config: Mapping[str, Any], modalities: Iterable[str]
-) -> dict[str, Backbone]:
+def make_backbones(config: Config, modalities: Iterable[str]) -> dict[str, Backbone]:
   """The encoders of ``config.backbones``, by modality.
 
   Raises:
     ValueError: If a field does not fit; the message begins with its group.
   """
-  options, made = config["backbones"], {}
+  options, made = config.backbones, {}
   for m in modalities:
-    random = m == "audio" and options["audio_layer4"] == "random"
+    random = m == "audio" and options.audio_layer4 == "random"
     try:
       made[m] = make_backbone(
         KINDS[m],
-        depths=tuple(options[m]["depths"]) or None,
-        width=options[m]["width"],
-        bn_mode=options["bn_mode"],
+        depths=options.encoder(m).depths or None,
+        width=options.encoder(m).width,
+        bn_mode=options.bn_mode,
         layer4_init="random" if random else "pretrained",
-        trainable=options["trainable"],
-        compute_dtype=config["network"]["compute_dtype"],
-        remat=options["remat"],
+        trainable=options.trainable,
+        compute_dtype=config.network.compute_dtype,
+        remat=options.remat,
       )
     except ValueError as error:
       raise ValueError(f"config.backbones, {m}: {error}") from error
   return made
 
 
-def problem(config: Mapping[str, Any]) -> str:
+def problem(config: Config) -> str:
   """What is wrong with a config whose single fields are right; "" if nothing."""
-  name, encoder = config["data"]["name"], config["network"]["encoder"]
+  name, encoder = config.data.name, config.network.encoder
   if name not in VIDEO_SETS:
     if encoder == ENCODER:
       return (
@@ -61,13 +62,12 @@ def problem(config: Mapping[str, Any]) -> str:
       f"config.network.encoder={encoder!r} must be {ENCODER!r} with config.data.name="
       f"{name!r}."
     )
-  unknown = [m for m in config["data"]["modalities"] if m not in MODALITIES]
+  unknown = [m for m in config.data.modalities if m not in MODALITIES]
   if unknown:
     return (
-      f"config.data.modalities={config['data']['modalities']!r} must be out of "
-      f"{MODALITIES}."
+      f"config.data.modalities={config.data.modalities!r} must be out of {MODALITIES}."
     )
-  if not config["target"]:
+  if not config.target:
     return (
       f"config.target='' with config.data.name={name!r}: a table of many runs needs "
       "data that fits on the device. Name the held-out domain after the config file "
@@ -75,13 +75,13 @@ def problem(config: Mapping[str, Any]) -> str:
       "data_prep.extract_features` make a file for configs/features.py "
       "(docs/video_data.md)."
     )
-  if config["driver"] != "stream":
+  if config.driver != "stream":
     return (
-      f"config.driver={config['driver']!r} must be 'stream' with config.data.name="
+      f"config.driver={config.driver!r} must be 'stream' with config.data.name="
       f"{name!r}: videos do not fit on the device."
     )
   try:
-    make_backbones(config, config["data"]["modalities"] or MODALITIES)
+    make_backbones(config, config.data.modalities or MODALITIES)
   except ValueError as error:
     return str(error)
   return ""

@@ -13,7 +13,7 @@ import time
 from typing import Any
 import warnings
 
-from mer_dg.experiments.config import protocol_hash, protocol_of
+from mer_dg.experiments.config import Config, as_dict, protocol_hash, protocol_of
 from mer_dg.experiments.hosts import agree, is_first_host, this_host, wait_for_all
 from mer_dg.experiments.lock import LockedError, hold
 from mer_dg.protocol import (
@@ -41,16 +41,16 @@ class Workdir:
 
   Args:
     path: The folder.
-    config: A dict from `validate`.
+    config: From `validate`; or as another workdir stores it, to read that one.
 
   Raises:
     WorkdirError: If ``config.json`` in the folder is of another protocol (the message
       names the fields), of an older version, or damaged.
   """
 
-  def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
+  def __init__(self, path: str | os.PathLike, config: Config | Mapping[str, Any]):
     self.path = Path(path).expanduser().absolute()
-    self._config = config
+    self._config = as_dict(config)
     self._protocol = protocol_hash(config)
     self._check_config()
 

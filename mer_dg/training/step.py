@@ -193,19 +193,19 @@ def make_summary(network, measure, inspect, repair, *, inspected: int = 256):
 
 
 def make_evaluate(network, summary):
-  """Returns ``(arrays, rows, mask, domain, variables) -> metrics`` for a set of rows.
+  """Returns ``(arrays, rows, domain, mask, variables) -> metrics`` for a set of rows.
 
   Args:
     network: A `Network`.
     summary: From `make_summary`.
 
   Returns:
-    The evaluation of data that lies on the device; ``rows``, ``mask`` and
-    ``domain`` are ``[blocks, block]``. Embeddings of all rows are held at once.
+    The evaluation of data that lies on the device; ``rows``, ``domain`` and
+    ``mask`` are ``[blocks, block]``. Embeddings of all rows are held at once.
   """
   block = make_block(network)
 
-  def evaluate(arrays: Arrays, rows, mask, domain, variables) -> Metrics:
+  def evaluate(arrays: Arrays, rows, domain, mask, variables) -> Metrics:
     def one_block(place):
       batch = gather_batch(arrays, *place)
       return block(variables, batch), batch["label"]
@@ -241,7 +241,7 @@ def make_streamed_evaluate(
   plain, summarize = make_block(network), jax.jit(summary)
   block = jax.jit(lambda v, batch: plain(v, {**batch, "inputs": inputs(batch)}))
 
-  def evaluate(data, rows, mask, domain, variables) -> Metrics:
+  def evaluate(data, rows, domain, mask, variables) -> Metrics:
     found = [  # The batch's own mask: a row that could not be read drops out.
       (block(variables, batch), batch["label"], batch["mask"])
       for batch in batches(data, rows, domain, mask)

@@ -47,16 +47,16 @@ def flags():
 @pytest.fixture(scope="session")
 def train(tiny):
   """``train(folder, **fields) -> (state, workdir)``: one run in this process."""
-  from mer_dg.experiments import Workbench, single, validate
+  from mer_dg.experiments import check, make_setup, single, validate
   from mer_dg.experiments.workdir import Workdir
 
   def run(folder, target="d1", **fields):
     config = validate(tiny(target, **fields))
     workdir = Workdir(folder, config)
-    bench = Workbench(config)
-    bench.check()
+    setup = make_setup(config)
+    check(setup)
     with workdir.writing():
-      return single.train(bench, workdir), workdir
+      return single.train(setup, workdir), workdir
 
   return run
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs import cooccurrence
 from mer_dg.data.cooccurrence import Cooccurrence, best_target_accuracy
-from mer_dg.experiments import Workbench, launch, validate
+from mer_dg.experiments import launch, make_setup, validate
 from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.protocol import read_records
 
@@ -25,7 +25,7 @@ def make_config():
 def diagnosis():
   """``(probes, waves as they were handed on, maps)``."""
   waves, maps = [], []
-  probes = diagnose(Workbench(validate(make_config())), waves.append, maps.append)
+  probes = diagnose(make_setup(validate(make_config())), waves.append, maps.append)
   return probes, waves, maps
 
 
@@ -155,8 +155,8 @@ def test_maps_of_every_training_for_one_target_and_seed(diagnosis):
 
 def test_a_method_with_a_network_of_its_own_is_examined_with_it(tiny):
   small = dict(methods=("erm", "late"), targets=("d0",), seeds=(0,))
-  bench, waves = Workbench(validate(tiny("", **small))), []
-  probes = diagnose(bench, waves.append)
+  setup, waves = make_setup(validate(tiny("", **small))), []
+  probes = diagnose(setup, waves.append)
   for wave in waves[:2]:  # As the evaluation of the run has it.
     *_, last = wave.evaluations
     found = probes[last.run.method, "fused", "d0", 0]
@@ -185,7 +185,7 @@ def test_a_table_that_is_diagnosed_later_keeps_its_records(
   probes, waves, maps = diagnosis
   shown = waves[:2]  # As --mode=train would leave it.
 
-  def replay(bench, on_wave, on_maps=lambda _: None):
+  def replay(setup, on_wave, on_maps=lambda _: None):
     for wave in shown:
       on_wave(wave)
     on_maps(*maps)

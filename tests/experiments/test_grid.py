@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from mer_dg.experiments import Workbench, grid, run, tables, validate
-from mer_dg.experiments.grid import WaveProgram, train_all
+from mer_dg.experiments import grid, make_setup, run, tables, validate
+from mer_dg.experiments.config import as_dict
+from mer_dg.experiments.grid import Grid, WaveProgram, train_all
 from mer_dg.experiments.runs import Run
 from mer_dg.experiments.workdir import Workdir, read_lines
 from mer_dg.protocol import Assignment, read_records
@@ -39,12 +40,11 @@ import json, sys
 import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import numpy as np
-from mer_dg.experiments import Workbench
-from mer_dg.experiments.grid import WaveProgram
+from mer_dg.experiments import make_setup, validate
+from mer_dg.experiments.grid import Grid, WaveProgram
 from mer_dg.experiments.runs import Run
-program = WaveProgram(
-  Workbench(json.loads(sys.argv[2])), "mer_kde", [("d0", ())], 5, devices=jax.devices()
-)
+shared = Grid(make_setup(validate(json.loads(sys.argv[2]))))
+program = WaveProgram(shared, "mer_kde", [("d0", ())], 5, devices=jax.devices())
 state, pool, _ = program.begin([Run("mer_kde", "d0", seed) for seed in range(5)])
 state, metrics = program.advance(state, pool, 10)
 leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.params))}
@@ -54,15 +54,15 @@ np.savez(sys.argv[3], used=used, **{k: v[:5] for k, v in (metrics | leaves).item
 
 
 @pytest.fixture(scope="module")
-def bench(tiny):
-  return Workbench(validate(tiny("", wave=3)))
+def shared(tiny):
+  return Grid(make_setup(validate(tiny("", wave=3))))
 
 
-def test_runs_of_a_wave_equal_single_runs(bench, finished, comparable):
+def test_runs_of_a_wave_equal_single_runs(shared, finished, comparable):
   """Bits may differ: products of stacked matrices are summed in another order."""
-  name = bench.config["method"]
+  name = shared.setup.config.method
   runs = [Run(name, t, s) for t, s in (("d1", 0), ("d0", 0), ("d1", 3))]
-  wave = WaveProgram(bench, name, [r.task for r in runs[:2]], 3).train(runs)
+  wave = WaveProgram(shared, name, [r.task for r in runs[:2]], 3).train(runs)
   assert not wave.diverged
   state, workdir = finished["resident"]
   jax.tree.map(
@@ -80,11 +80,11 @@ def test_runs_of_a_wave_equal_single_runs(bench, finished, comparable):
   assert len(set(nll.values())) == 3
 
 
-def test_waves_are_even_and_filled_up(bench):
+def test_waves_are_even_and_filled_up(shared):
   """Four runs at most three at once are two and two, not three and one."""
   waves = []
   runs = [Run("erm", "d0", seed) for seed in range(5)]
-  train_all(bench, runs, waves.append)
+  train_all(shared, runs, waves.append)
   assert [len(w.runs) for w in waves] == [3, 2]
   assert [w.state.step.shape for w in waves] == [(3,), (3,)]  # One program.
   assert [e.run.seed for w in waves for e in w.evaluations if e.step == 20] == [
@@ -96,7 +96,7 @@ def test_waves_are_even_and_filled_up(bench):
   ]
   # A run's numbers do not depend on its company.
   again = []
-  train_all(bench, runs, again.append, done=runs[:3])
+  train_all(shared, runs, again.append, done=runs[:3])
   assert [len(w.runs) for w in again] == [2]
   for a, b in zip(waves[1].evaluations, again[0].evaluations, strict=True):
     assert a.metrics == b.metrics
@@ -147,7 +147,7 @@ def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeyp
   assert "3 of 3 runs are there already" in capsys.readouterr().out
 
 
-def test_a_run_that_diverges_late_leaves_no_evaluation(bench, monkeypatch):
+def test_a_run_that_diverges_late_leaves_no_evaluation(shared, monkeypatch):
   found = []
 
   def second_run_at_step_12(metrics, start):
@@ -156,7 +156,7 @@ def test_a_run_that_diverges_late_leaves_no_evaluation(bench, monkeypatch):
 
   monkeypatch.setattr(grid, "first_nonfinite", second_run_at_step_12)
   runs = [Run("erm", "d0", seed) for seed in range(3)]
-  wave = WaveProgram(bench, "erm", [runs[0].task], 3).train(runs)
+  wave = WaveProgram(shared, "erm", [runs[0].task], 3).train(runs)
   assert wave.diverged == [grid.Divergence(runs[1], 12, "loss/fused")]
   assert [(e.run.seed, e.step) for e in wave.evaluations] == [
     (0, 10),
@@ -172,7 +172,7 @@ def test_devices_share_the_runs_and_change_no_number(
 ):
   """Five runs on 2 devices (three each, one to fill up) and on 8 (five used)."""
   config = validate(tiny("", methods=("mer_kde",)))
-  command = [sys.executable, "-c", DEVICES, str(devices), json.dumps(config)]
+  command = [sys.executable, "-c", DEVICES, str(devices), json.dumps(as_dict(config))]
   # -k: a process that dead-locks among its devices does not heed SIGTERM.
   ended = subprocess.run(
     ["timeout", "-k", "5", "300", *command, str(tmp_path / "found.npz")],
@@ -186,7 +186,7 @@ def test_devices_share_the_runs_and_change_no_number(
   with np.load(tmp_path / "found.npz") as arrays:
     found = dict(arrays)
   assert found.pop("used") == used
-  program = WaveProgram(Workbench(config), "mer_kde", [Assignment("d0")], 5)
+  program = WaveProgram(Grid(make_setup(config)), "mer_kde", [Assignment("d0")], 5)
   state, pool, _ = program.begin([Run("mer_kde", "d0", seed) for seed in range(5)])
   state, metrics = program.advance(state, pool, 10)
   leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.params))}

@@ -14,10 +14,11 @@ import pytest
 from mer_dg import protocol
 from mer_dg.experiments import (
   USER_ERRORS,
-  Workbench,
   WorkdirError,
   benchmark,
   grid,
+  launch,
+  make_setup,
   run,
   tables,
   validate,
@@ -42,11 +43,11 @@ def trained(monkeypatch):
   """Training without a network: the runs that `train_all` was asked for, per call."""
   calls = []
 
-  def train_all(bench, runs, on_wave, *, done=()):
+  def train_all(shared, runs, on_wave, *, done=()):
     ours = [r for r in runs if r not in set(done)]
     calls.append(ours)
     lost = {r for r in ours if dict(r.overrides).get("optimizer.lr", 0) > 1e9}
-    lost |= {r for r in ours if bench.config["optimizer"]["lr"] > 1e9}
+    lost |= {r for r in ours if shared.setup.config.optimizer.lr > 1e9}
     names = ("val/accuracy", "val/repaired/accuracy", "target/accuracy")
     metrics = lambda r: dict.fromkeys(names, score(r)) | {"val/nll": 1.0}
     on_wave(
@@ -54,7 +55,7 @@ def trained(monkeypatch):
         ours,
         [
           Evaluation(r, step, metrics(r), 1.0)
-          for step in evaluation_steps(bench.config)
+          for step in evaluation_steps(shared.setup.config)
           for r in ours
           if r not in lost
         ],
@@ -192,12 +193,12 @@ def test_an_interrupted_command_gets_the_same_list_again(command, monkeypatch):
   fields = {"seeds": (0, 1, 2, 3)}
   listed, stop = [], tables.train_all
 
-  def interrupted(bench, runs, on_wave, *, done=()):
+  def interrupted(shared, runs, on_wave, *, done=()):
     listed.append((list(runs), {*done} & {*runs}))
     if len(listed) == 1:
-      stop(bench, runs[:3], on_wave, done=done)
+      stop(shared, runs[:3], on_wave, done=done)
       raise KeyboardInterrupt
-    stop(bench, runs, on_wave, done=done)
+    stop(shared, runs, on_wave, done=done)
 
   monkeypatch.setattr(tables, "train_all", interrupted)
   with pytest.raises(KeyboardInterrupt):
@@ -232,13 +233,14 @@ def test_another_protocol_is_refused_by_name(command, tmp_path):
 
 def test_other_data_under_the_same_name_are_refused(command, monkeypatch, tmp_path):
   command()
-  load = tables.Workbench.__init__
+  load = launch.make_setup
 
-  def other(self, config, dataset=None):
-    load(self, config, dataset)
-    self.dataset = dataclasses.replace(self.dataset, version="2")
+  def other(config):
+    setup = load(config)
+    changed = dataclasses.replace(setup.dataset, version="2")
+    return dataclasses.replace(setup, dataset=changed)
 
-  monkeypatch.setattr(tables.Workbench, "__init__", other)
+  monkeypatch.setattr(launch, "make_setup", other)
   with pytest.raises(WorkdirError, match=r"records of version \w+ of the data, which "):
     command()
 
@@ -305,8 +307,8 @@ def test_single_runs_and_a_table_share_a_folder(
     config = tiny("d1", method=method)
     run(config, workdir=str(folder), mode="evaluate")
     found = json.loads((folder / "evaluation.json").read_text())
-    bench = Workbench(validate(config))
-    assert found["run_id"] == run_id(bench, Run(method, "d1", 0))
+    setup = make_setup(validate(config))
+    assert found["run_id"] == run_id(setup, Run(method, "d1", 0))
     assert any(
       math.isclose(found["metrics"]["val/nll"], r["metrics"]["val/nll"], rel_tol=1e-6)
       for r in read_records(folder / "results.jsonl")
@@ -316,37 +318,37 @@ def test_single_runs_and_a_table_share_a_folder(
 
 def test_the_name_of_a_run_is_no_id(tiny):
   """One name for two recipes gives two ids; a default added later, off, gives one."""
-  bench = Workbench(validate(tiny("")))
-  other = Workbench(validate(tiny("", recipes__mer_kde__mer__scope="per_domain")))
+  setup = make_setup(validate(tiny("")))
+  other = make_setup(validate(tiny("", recipes__mer_kde__mer__scope="per_domain")))
   one = Run("mer_kde", "d0", 0)
-  assert run_id(bench, one) != run_id(other, one)
-  assert run_id(bench, Run("erm", "d0", 0)) == run_id(other, Run("erm", "d0", 0))
-  older = identity(bench, one)
+  assert run_id(setup, one) != run_id(other, one)
+  assert run_id(setup, Run("erm", "d0", 0)) == run_id(other, Run("erm", "d0", 0))
+  older = identity(setup, one)
   assert older["hyper"].pop("network.embedding_dropout") == 0.0
-  assert protocol.run_id(older) == run_id(bench, one)
+  assert protocol.run_id(older) == run_id(setup, one)
 
 
 def test_what_a_method_changes_of_the_network_belongs_to_its_runs(tiny):
   """It shares a table with plain fusion, whose runs stay as they are."""
   wide = {"network": {"hidden_dim": 48}, "optimizer": {"schedule": "constant"}}
   config = tiny("")
-  config.recipes.wide = wide
-  bench = Workbench(validate(config))
-  found = identity(bench, Run("wide", "d0", 0))
+  config.recipes.wide, config.methods = wide, ("erm", "wide")
+  setup = make_setup(validate(config))
+  found = identity(setup, Run("wide", "d0", 0))
   assert found["hyper"]["network.hidden_dim"] == 48
   assert found["tags"]["optimizer.schedule"] == "constant"
-  plain = Workbench(validate(tiny("")))
+  plain = make_setup(validate(tiny("")))
   erm = Run("erm", "d0", 0)
-  assert identity(bench, erm) == identity(plain, erm)
+  assert identity(setup, erm) == identity(plain, erm)
   assert found["config_hash"] == identity(plain, erm)["config_hash"]
 
 
 def test_a_workdir_that_vanishes_is_an_error(command, tmp_path, monkeypatch):
   stop = tables.train_all
 
-  def vanish(bench, runs, on_wave, *, done=()):
+  def vanish(shared, runs, on_wave, *, done=()):
     shutil.rmtree(tmp_path / "w")
-    stop(bench, runs, on_wave, done=done)
+    stop(shared, runs, on_wave, done=done)
 
   monkeypatch.setattr(tables, "train_all", vanish)
   with pytest.raises(WorkdirError, match="was removed or emptied while"):
@@ -357,10 +359,10 @@ def test_a_workdir_that_vanishes_is_an_error(command, tmp_path, monkeypatch):
 def test_records_are_counted_before_done_is_written(command, tmp_path, monkeypatch):
   stop = tables.train_all
 
-  def lose(bench, runs, on_wave, *, done=()):
-    stop(bench, runs[:2], on_wave, done=done)
+  def lose(shared, runs, on_wave, *, done=()):
+    stop(shared, runs[:2], on_wave, done=done)
     (tmp_path / "w" / "results.jsonl").unlink()
-    stop(bench, runs[2:], on_wave, done=done)
+    stop(shared, runs[2:], on_wave, done=done)
 
   command(targets=("d0",))
   monkeypatch.setattr(tables, "train_all", lose)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mer_dg import experiments
-from mer_dg.experiments import ConfigError, Workbench, WorkdirError, grid, validate
+from mer_dg.experiments import ConfigError, WorkdirError, grid, make_setup, validate
 from mer_dg.experiments.runs import Run
 from mer_dg.experiments.workdir import Workdir
 
@@ -43,9 +43,9 @@ def test_every_pair_is_judged_and_every_source_trained_once(pairs):
 def test_a_shared_training_is_that_of_the_pair_alone(pairs, tiny, comparable):
   records, _, _ = pairs
   config = validate(tiny("", protocol="single_source", methods=("erm",)))
-  bench = Workbench(config)
+  shared = grid.Grid(make_setup(config))
   run = Run("erm", "d2", 1, sources=("d0",))
-  alone = grid.WaveProgram(bench, "erm", [run.task], 1).train([run]).evaluations
+  alone = grid.WaveProgram(shared, "erm", [run.task], 1).train([run]).evaluations
   same = ["erm", "d2", 1, ["d0"]]
   mine = [
     r for r in records if [r["method"], r["target"], r["seed"], r["sources"]] == same
@@ -68,8 +68,7 @@ def test_in_domain_records_name_the_target_as_source(tiny, tmp_path):
   experiments.run(config, workdir=str(tmp_path))
   records = Workdir(tmp_path, validate(config)).records()
   assert {(r["target"], *r["sources"]) for r in records} == {("d0", "d0"), ("d2", "d2")}
-  bench = Workbench(validate(config))
-  split = bench.split("d2")
+  split = make_setup(validate(config)).folds["d2", ("d2",)]
   assert not set(split.test) & {*split.train["d2"], *split.val["d2"]}
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mer_dg.experiments import ConfigError, Workbench, validate
+from mer_dg.experiments import ConfigError, make_setup, validate
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.search import choose, draw, final_runs, search_runs
 from mer_dg.methods import numbers_of
@@ -17,8 +17,8 @@ SPACE = {"mer_kde": {"mer": {"weight": (0.01, 1.0)}, "optimizer": {"lr": (0.001,
 
 @pytest.fixture
 def config(tiny):
-  made = validate(tiny("", methods=("erm", "mer_kde"), search__trials=3))
-  made["search"]["space"] = SPACE
+  made = tiny("", methods=("erm", "mer_kde"), search__trials=3)
+  made.search.space = SPACE
   return validate(made)
 
 
@@ -119,39 +119,40 @@ def test_final_runs_have_fresh_seeds_and_own_up_to_the_trials(config):
 
 
 def test_overrides_reach_state_and_record(config):
-  bench = Workbench(config)
+  setup = make_setup(config)
   run = Run("mer_kde", "d0", 0, (("mer.weight", 0.25), ("optimizer.lr", 0.5)), trials=4)
-  hyper = run_hyper(bench, run)
+  hyper = run_hyper(setup, run)
   assert hyper["method"]["mer"]["weight"] == 0.25
   assert hyper["optimizer"]["lr"] == 0.5
-  record = record_of(bench, Evaluation(run, 10, {"val/accuracy": math.nan}, 1.0))
+  record = record_of(setup, Evaluation(run, 10, {"val/accuracy": math.nan}, 1.0))
   assert record["hyper"]["mer.weight"] == 0.25
   assert record["tags"]["mer.estimator"] == "kde"
   assert record["tags"]["network.fusion"] == "concat"
   assert record["hyper"]["network.embedding_dim"] == 8
   assert record["trials"] == 4
-  assert record["run_id"] == run_id(bench, run)
+  assert record["run_id"] == run_id(setup, run)
   # The default of the next run is untouched.
-  default = config["recipes"]["mer_kde"]["mer"]["weight"]
-  plain = run_hyper(bench, Run("mer_kde", "d0", 0))
+  default = config.recipes["mer_kde"]["mer"]["weight"]
+  plain = run_hyper(setup, Run("mer_kde", "d0", 0))
   assert plain["method"]["mer"]["weight"] == default != 0.25
   with pytest.raises(
     ConfigError, match="override mer.weight: method 'erm' has no such"
   ):
-    run_hyper(bench, Run("erm", "d0", 0, (("mer.weight", 0.25),)))
+    run_hyper(setup, Run("erm", "d0", 0, (("mer.weight", 0.25),)))
 
 
 def test_one_name_for_two_recipes_gives_two_ids(config):
   run, ids = Run("mer_kde", "d0", 0), set()
   for scope in ("batch", "per_domain"):
-    config["recipes"]["mer_kde"]["mer"]["scope"] = scope
-    ids.add(run_id(Workbench(validate(config)), run))
+    config.recipes["mer_kde"]["mer"]["scope"] = scope
+    ids.add(run_id(make_setup(validate(config)), run))
   assert len(ids) == 2
 
 
 def test_a_method_without_a_space_takes_the_ranges_of_its_terms(tiny):
-  config = validate(tiny("", methods=("heads", "mer_vmf"), search__trials=2))
-  config["search"]["space"] = {"heads": {"unimodal": {"weight": (0.2, 0.2)}}}
+  config = tiny("", methods=("heads", "mer_vmf"), search__trials=2)
+  config.search.space = {"heads": {"unimodal": {"weight": (0.2, 0.2)}}}
+  config = validate(config)
   named = {r.method: r.overrides for r in search_runs(config, TASKS) if r.overrides}
   assert named["heads"] == (("unimodal.weight", pytest.approx(0.2)),)
   (name, value), *_ = named["mer_vmf"]

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mer_dg.data.arrays import to_arrays
 from mer_dg.experiments import (
   TrainingDiverged,
-  Workbench,
   WorkdirError,
-  build,
+  make_setup,
   run,
+  setup,
   single,
   validate,
 )
@@ -159,7 +160,7 @@ def test_a_truncated_newest_checkpoint(
 def test_evaluation_equals_the_record_of_the_selected_step(finished, tiny):
   _, workdir = finished["resident"]
   config = validate(tiny(driver="resident"))
-  found = single.evaluate(Workbench(config), workdir)
+  found = single.evaluate(make_setup(config), workdir)
   (record,) = select(workdir.records(), metric="accuracy")
   assert found.pop("step") == record["step"]
   assert found == record["metrics"]
@@ -225,8 +226,8 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_state(
   saved = tmp_path / "w" / "checkpoints" / checkpoints(reference).name
   shutil.rmtree(saved / "20")
   config = validate(tiny(driver="resident"))
-  bench, workdir = Workbench(config), Workdir(tmp_path / "w", config)
-  _, template, _ = single._prepare(bench, single.the_run(bench))
+  made, workdir = make_setup(config), Workdir(tmp_path / "w", config)
+  _, template, _ = single._prepare(made, single.the_run(made))
   hyper = jax.tree.map(np.float32, template.hyper)
   hyper["optimizer"]["lr"] = np.float32(1e30)
   with Checkpoints(saved) as manager:
@@ -234,7 +235,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_state(
     manager.save(11, good.replace(hyper=hyper), meta, (0.0, 0.0))
     manager.wait()
   with pytest.raises(TrainingDiverged, match=r"\(steps 11 to 15\)"):
-    single.train(bench, workdir)
+    single.train(made, workdir)
   with Checkpoints(saved) as manager:
     assert manager.steps() == [10, 11]
     again, _ = manager.restore(template, 10)
@@ -244,7 +245,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_state(
 # Together these have every term and both estimators.
 @pytest.mark.parametrize("method", ["mer_kde+mm", "mer_logdet"])
 def test_target_rows_replaced_by_noise_change_no_parameter(tiny, method, monkeypatch):
-  load = build.load_dataset
+  load = setup.load_dataset
 
   def with_noise(data):
     dataset = load(data)
@@ -259,15 +260,16 @@ def test_target_rows_replaced_by_noise_change_no_parameter(tiny, method, monkeyp
 
   chunk, params = None, []
   for loader in (load, with_noise):
-    monkeypatch.setattr(build, "load_dataset", loader)
-    bench = Workbench(validate(tiny(method=method)))
-    setting, state, step = single._prepare(bench, single.the_run(bench))
+    monkeypatch.setattr(setup, "load_dataset", loader)
+    made = make_setup(validate(tiny(method=method)))
+    task, state, step = single._prepare(made, single.the_run(made))
     chunk = chunk or jax.jit(make_resident_chunk(step, per_domain=48, length=10))
-    pool = jax.tree.map(jnp.asarray, setting.pool)
-    params.append(chunk(bench.arrays, pool, state)[0].params)
+    pool = jax.tree.map(jnp.asarray, task.pool)
+    arrays = to_arrays(made.dataset.in_memory())
+    params.append(chunk(arrays, pool, state)[0].params)
   jax.tree.map(np.testing.assert_array_equal, *params)
   # The test sees what it is meant to see: source rows do change parameters.
-  flipped = bench.arrays._replace(label=bench.arrays.label[::-1])
+  flipped = arrays._replace(label=arrays.label[::-1])
   changed = chunk(flipped, pool, state)[0].params
   same = [
     np.array_equal(a, b)

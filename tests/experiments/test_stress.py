@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from mer_dg.data.arrays import to_arrays
 from mer_dg.data.dataset import make_dataset
 from mer_dg.evaluation import CORRUPTIONS
-from mer_dg.experiments import Workbench, stress, validate
-from mer_dg.experiments.build import HEADLINE
+from mer_dg.experiments import make_setup, stress, validate
+from mer_dg.experiments.setup import HEADLINE
 
 RUNS = 2
 
@@ -38,20 +39,22 @@ def dataset():
 
 
 @pytest.fixture(scope="module")
-def bench(tiny):
+def setup(tiny):
   config = validate(tiny("", targets=("r",), methods=("erm",), seeds=(0, 1)))
-  config["data"]["name"] = "npz"
-  return Workbench(config, dataset())
+  config = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, name="npz")
+  )
+  return make_setup(config, dataset())
 
 
 @pytest.fixture(scope="module")
-def networks(bench):
+def networks(setup):
   """``(variables, embeddings)`` of two untrained networks, stacked."""
-  arrays = bench.host_arrays
+  arrays = to_arrays(setup.dataset)
 
   def one(key):
-    variables = bench.network.init(key)
-    outputs, _ = bench.network.apply(
+    variables = setup.network().init(key)
+    outputs, _ = setup.network().apply(
       variables, arrays.inputs, arrays.present, train=False, key=None
     )
     return variables, outputs.embeddings
@@ -60,20 +63,22 @@ def networks(bench):
   return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys))
 
 
-def clean(bench, networks):
+def clean(setup, networks):
   """Headline metric of the target rows, by fusing the embeddings of those alone."""
   variables, z = networks
-  rows = bench.split("r").test
-  here = {m: p[rows] for m, p in bench.dataset.present.items()}
-  of_run = lambda v, z: bench.network.fuse(v, {m: a[rows] for m, a in z.items()}, here)
+  rows = stress.fold(setup, "r").test
+  here = {m: p[rows] for m, p in setup.dataset.present.items()}
+  of_run = lambda v, z: setup.network().fuse(
+    v, {m: a[rows] for m, a in z.items()}, here
+  )
   logits = jax.vmap(of_run)(variables, z)
-  label = bench.dataset.label[rows]
-  metric = HEADLINE[bench.config["metric"]]
+  label = setup.dataset.label[rows]
+  metric = HEADLINE[setup.config.metric]
   return np.array([metric(x, label) for x in logits])
 
 
-def test_every_corruption_of_every_kind_and_all_subsets_are_scored(bench, networks):
-  scores = stress.Stress(bench, bench.network).scores("r", *networks)
+def test_every_corruption_of_every_kind_and_all_subsets_are_scored(setup, networks):
+  scores = stress.Stress(setup, setup.network()).scores("r", *networks)
   kinds = {"v": "vector", "s": "sequence", "i": "image"}
   expected = {
     f"corrupted/{m}/{name}/{severity}"
@@ -89,24 +94,24 @@ def test_every_corruption_of_every_kind_and_all_subsets_are_scored(bench, networ
 
 
 def test_a_corruption_that_changes_nothing_scores_as_clean(
-  bench, networks, monkeypatch
+  setup, networks, monkeypatch
 ):
   monkeypatch.setattr(stress, "corrupt", lambda x, *_, **__: x)
-  scores = stress.Stress(bench, bench.network).scores("r", *networks)
-  want = clean(bench, networks)
-  for m in bench.dataset.modalities:
-    kind = stress.corruption_kind(bench, m)
+  scores = stress.Stress(setup, setup.network()).scores("r", *networks)
+  want = clean(setup, networks)
+  for m in setup.dataset.modalities:
+    kind = stress.corruption_kind(setup, m)
     assert kind is not None
     name = CORRUPTIONS[kind][0]
     np.testing.assert_allclose(scores[f"corrupted/{m}/{name}/3"], want, err_msg=m)
 
 
-def test_inputs_keep_padding_missing_rows_and_validity(bench):
-  found = list(stress.corrupted_inputs(bench, "r", "s", "sequence", "gaussian_noise"))
-  again = list(stress.corrupted_inputs(bench, "r", "s", "sequence", "gaussian_noise"))
+def test_inputs_keep_padding_missing_rows_and_validity(setup):
+  found = list(stress.corrupted_inputs(setup, "r", "s", "sequence", "gaussian_noise"))
+  again = list(stress.corrupted_inputs(setup, "r", "s", "sequence", "gaussian_noise"))
   np.testing.assert_array_equal(found, again)
-  rows = bench.split("r").test
-  was = bench.host_arrays.inputs["s"][rows]
+  rows = stress.fold(setup, "r").test
+  was = to_arrays(setup.dataset).inputs["s"][rows]
   for x in found:
     np.testing.assert_array_equal(x[..., -1], was[..., -1])
     np.testing.assert_array_equal(x[was[..., -1] == 0], 0)
@@ -115,10 +120,10 @@ def test_inputs_keep_padding_missing_rows_and_validity(bench):
   assert (np.diff(change) > 0).all()  # Severity by severity.
 
 
-def with_input(bench, x, kind):
-  d = bench.dataset
+def with_input(setup, x, kind):
+  d = setup.dataset
   changed = dataclasses.replace(d, inputs={"i": x}, kinds={"i": kind})
-  return Workbench(bench.config, changed)
+  return make_setup(setup.config, changed)
 
 
 @pytest.mark.parametrize(
@@ -132,19 +137,22 @@ def with_input(bench, x, kind):
     (np.zeros((45, 3, 2, 2, 3), np.uint8), "clip", "clip"),
   ],
 )
-def test_the_kind_of_images_depends_on_their_scale(bench, x, kind, expected):
-  assert stress.corruption_kind(with_input(bench, x, kind), "i") == expected
+def test_the_kind_of_images_depends_on_their_scale(setup, x, kind, expected):
+  assert stress.corruption_kind(with_input(setup, x, kind), "i") == expected
 
 
 @pytest.mark.parametrize(
   ("audio", "kind"), [("logmel", "logmel"), ("waveform", "waveform")]
 )
-def test_audio_of_av_digits_is_known(bench, audio, kind):
-  config = {**bench.config, "data": {**bench.config["data"], "name": "av_digits"}}
-  config["data"]["audio"] = audio
-  own = Workbench(config, bench.dataset)
+def test_audio_of_av_digits_is_known(setup, audio, kind):
+  data = dataclasses.replace(setup.config.data, name="av_digits", audio=audio)
+  config = dataclasses.replace(setup.config, data=data)
+  own = make_setup(config, setup.dataset)
   assert stress.corruption_kind(own, "s") == kind
   assert stress.corruption_kind(own, "i") == "image"
   if kind == "waveform":  # Frames of 2 samples every 20 ms are one signal.
     (first, *_) = stress.corrupted_inputs(own, "r", "s", kind, "white_noise")
-    assert first.shape == own.host_arrays.inputs["s"][own.split("r").test].shape
+    assert (
+      first.shape
+      == to_arrays(own.dataset).inputs["s"][stress.fold(own, "r").test].shape
+    )

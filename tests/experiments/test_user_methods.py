@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg.experiments import MethodError, Workbench, grid, validate
+from mer_dg.experiments import MethodError, check, grid, make_setup, validate
 from mer_dg.experiments.runs import Run
 from mer_dg.methods import Term, transformation
 
@@ -84,11 +84,10 @@ _TERMS = {
 def test_what_a_term_must_not_do_is_one_sentence_at_once(register, tiny, what):
   term, message = _TERMS[what]
   register("mine", lambda task, options: term)
-  bench = Workbench(validate(tiny("", methods=("erm", "mine"), batch_size=80)))
+  setup = make_setup(validate(tiny("", methods=("erm", "mine"), batch_size=80)))
   with pytest.raises(MethodError, match=message) as error:
-    bench.check()
+    check(setup)
   assert "\n" not in str(error.value)
-  assert not bench.programs  # Nothing was compiled.
 
 
 def test_two_terms_that_both_choose_what_is_evaluated(register, tiny):
@@ -97,7 +96,7 @@ def test_two_terms_that_both_choose_what_is_evaluated(register, tiny):
   with pytest.raises(
     MethodError, match=r"'ema\+mine': average and mine both choose the parameters"
   ):
-    Workbench(validate(tiny("", methods=("ema+mine",)))).check()
+    check(make_setup(validate(tiny("", methods=("ema+mine",)))))
 
 
 def _zeroed(task, options):
@@ -126,12 +125,12 @@ def test_what_a_term_chooses_is_evaluated_in_one_run_and_in_a_table(
 ):
   register("zeroed", _zeroed, off={})
   state, workdir = train(tmp_path, method="zeroed")
-  bench = Workbench(validate(tiny("", methods=("zeroed",))))
-  classes = bench.dataset.num_classes
+  setup = make_setup(validate(tiny("", methods=("zeroed",))))
+  classes = setup.dataset.num_classes
   for record in workdir.records():
     _check_zeroed(record["metrics"], state.memory["zeroed"], classes, 2)
   runs = [Run("zeroed", "d1", seed) for seed in (0, 1)]
-  wave = grid.WaveProgram(bench, "zeroed", [runs[0].task], 2).train(runs)
+  wave = grid.WaveProgram(grid.Grid(setup), "zeroed", [runs[0].task], 2).train(runs)
   assert len(wave.evaluations) == 4
   for i, run in enumerate(runs):
     memory = jax.tree.map(lambda a, i=i: a[i], wave.state.memory["zeroed"])

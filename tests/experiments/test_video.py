@@ -13,7 +13,7 @@ from mer_dg.data.video.spectrogram import SAMPLES
 from mer_dg.experiments import (
   ConfigError,
   DataError,
-  Workbench,
+  make_setup,
   pretrained,
   validate,
   video,
@@ -28,17 +28,17 @@ SMALL = {"depths": (1, 1, 1, 1), "width": 8}
 
 def test_names_and_settings():
   ours = validate(epic_kitchens.get_config("D3"))
-  assert ours["data"]["modalities"] == ["video", "audio", "flow"]
-  assert (ours["batch_size"], ours["optimizer"]["lr"]) == (48, 1e-4)
+  assert ours.data.modalities == ("video", "audio", "flow")
+  assert (ours.batch_size, ours.optimizer.lr) == (48, 1e-4)
   # 1543 clips of D1, 24 in a batch: 64 steps are an epoch.
-  assert (ours["total_steps"], ours["eval_every"]) == (20 * 64, 60)
-  assert ours["data"]["target_rows"] == "test"
+  assert (ours.total_steps, ours.eval_every) == (20 * 64, 60)
+  assert ours.data.target_rows == "test"
   theirs = validate(hac.get_config("cartoon,af,reference"))
-  assert theirs["data"]["modalities"] == ["audio", "flow"]
-  assert (theirs["batch_size"], theirs["method"]) == (16, "mer_logdet")
+  assert theirs.data.modalities == ("audio", "flow")
+  assert (theirs.batch_size, theirs.method) == (16, "mer_logdet")
   # 730 clips of animal, 8 in a batch.
-  assert theirs["total_steps"] == 20 * 91
-  assert theirs["data"]["target_rows"] == "all"
+  assert theirs.total_steps == 20 * 91
+  assert theirs.data.target_rows == "all"
   made = make_backbones(theirs, ("audio", "flow"))
   assert made["audio"].options["layer4_init"] == "random"
   assert made["flow"].options["layer4_init"] == "pretrained"
@@ -106,9 +106,9 @@ def test_where_files_lie_and_encoders_are_no_part_of_the_protocol(config):
 
 def test_a_set_that_is_not_there(config, tmp_path):
   with pytest.raises(DataError, match="is not a folder"):
-    Workbench(validate(config(data__path=str(tmp_path / "x"))))
+    make_setup(validate(config(data__path=str(tmp_path / "x"))))
   with pytest.raises(DataError, match="data_prep.audit --set=hac"):
-    Workbench(validate(config(data__path=str(tmp_path))))
+    make_setup(validate(config(data__path=str(tmp_path))))
 
 
 def test_weights_that_are_not_there_or_of_another_network(config, tmp_path):

@@ -1,26 +1,26 @@
-"""The workbench: wrong data and wrong sizes stop before anything compiles."""
+"""The setup: wrong data and wrong sizes stop before anything compiles."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mer_dg.data import save_npz
-from mer_dg.experiments import ConfigError, DataError, Workbench, validate
-from mer_dg.experiments.build import name_sources
+from mer_dg.data.arrays import to_arrays
+from mer_dg.experiments import ConfigError, DataError, check, make_setup, validate
+from mer_dg.experiments.setup import name_sources, task_arrays
 
 
 @pytest.fixture
-def bench(tiny):
-  return lambda target="d1", **fields: Workbench(validate(tiny(target, **fields)))
+def setup(tiny):
+  return lambda target="d1", **fields: make_setup(validate(tiny(target, **fields)))
 
 
 @pytest.fixture
-def from_file(bench, tmp_path):
-  """Workbench of arrays that are saved and read back."""
+def from_file(setup, tmp_path):
+  """Setup of arrays that are saved and read back."""
 
   def make(arrays, target="", **fields):
     np.savez(tmp_path / "set.npz", **arrays)
-    return bench(
+    return setup(
       target, data__name="npz", data__path=str(tmp_path / "set.npz"), **fields
     )
 
@@ -39,57 +39,55 @@ def arrays(n=60, domains=3):
   }
 
 
-def test_a_batch_must_divide_and_fit(bench):
+def test_a_batch_must_divide_and_fit(setup):
   with pytest.raises(ConfigError, match="config.batch_size=15 must be a multiple"):
-    bench(batch_size=15).check()
+    check(setup(batch_size=15))
   with pytest.raises(ConfigError, match="takes 50 rows .* 'd0' has 40 .* at most 80"):
-    bench(batch_size=100).check()
-  bench(batch_size=80).check()
+    check(setup(batch_size=100))
+  check(setup(batch_size=80))
 
 
-def test_an_open_batch_size_is_about_96(bench):
-  workbench = bench()
-  assert workbench.per_domain(workbench.split("d1")) == 48
+def test_an_open_batch_size_is_about_96(setup):
+  assert setup().per_domain(("d1", ())) == 48
 
 
-def test_unknown_target_names_the_domains(bench):
+def test_unknown_target_names_the_domains(setup):
   with pytest.raises(DataError, match=r"'d9' is not one of \['d0', 'd1', 'd2'\]"):
-    bench("d9").check()
+    setup("d9")
   with pytest.raises(DataError, match="'d9' is not one of"):
-    bench("", targets=("d0", "d9")).check()
+    setup("", targets=("d0", "d9"))
 
 
-def test_target_among_the_sources_of_a_table(bench):
+def test_target_among_the_sources_of_a_table(setup):
   with pytest.raises(DataError, match="target 'd0' is also a source"):
-    bench("", sources=("d0", "d1")).check()
+    setup("", sources=("d0", "d1"))
 
 
 def test_class_in_the_target_only_names_class_and_setting(from_file):
   made = arrays()
   made["label"] = np.where(made["domain"] == "d2", 2, made["label"] % 2)
-  workbench = from_file(made, "d2")
   with pytest.raises(
     DataError,
     match=r"class 'sit' .* target 'd2' .*config.data.drop_unseen_classes=True",
   ):
-    workbench.check()
+    from_file(made, "d2")
   made["label"][2] = 0  # One row of a class that the sources have.
-  from_file(made, "d2", data__drop_unseen_classes=True).check()
+  check(from_file(made, "d2", data__drop_unseen_classes=True))
 
 
 def test_a_network_that_does_not_fit_the_data(from_file):
   with pytest.raises(ConfigError, match="config.network does not fit.*encoder='conv'"):
-    from_file(arrays(), network__encoder="conv").check()
+    from_file(arrays(), network__encoder="conv")
 
 
-def test_no_file(bench):
+def test_no_file(setup):
   with pytest.raises(ConfigError, match="config.data.path='' must name a .npz file"):
-    bench(data__name="npz")
+    setup(data__name="npz")
   with pytest.raises((DataError, FileNotFoundError), match="nowhere.npz"):
-    bench(data__name="npz", data__path="nowhere.npz")
+    setup(data__name="npz", data__path="nowhere.npz")
 
 
-def repaired_accuracy(workbench, setting, variables):
+def repaired_accuracy(setup, task, variables):
   """Of source validation with every modality from another row of the class, by hand."""
   import jax
 
@@ -97,19 +95,20 @@ def repaired_accuracy(workbench, setting, variables):
   from mer_dg.evaluation import repair_within_class
   from mer_dg.training.step import make_predict
 
-  names, count = workbench.network.modalities, setting.rows.size
-  place = np.flatnonzero(setting.mask.reshape(-1) & (setting.domain.reshape(-1) >= 0))
-  rows = setting.rows.reshape(-1)[place]
+  names, count = setup.network().modalities, task.rows.size
+  place = np.flatnonzero(task.mask.reshape(-1) & (task.domain.reshape(-1) >= 0))
+  rows = task.rows.reshape(-1)[place]
   ones = np.ones(len(rows), bool)
-  batch = gather_batch(workbench.arrays, rows, np.zeros_like(rows), ones)
-  z = make_predict(workbench.network)(variables, batch).embeddings
+  data = to_arrays(setup.dataset.in_memory())
+  batch = gather_batch(data, rows, np.zeros_like(rows), ones)
+  z = make_predict(setup.network())(variables, batch).embeddings
   label, where = np.zeros(count, int), np.zeros(count, bool)
   label[place], where[place] = batch["label"], True
-  domain = setting.domain.reshape(-1)
+  domain = task.domain.reshape(-1)
   partners = repair_within_class(label, domain, jax.random.key(0), names, where)
   taken = {m: np.searchsorted(place, np.asarray(partners[m])[place]) for m in names}
   assert any((index != np.arange(len(rows))).any() for index in taken.values())
-  logits = workbench.network.fuse(
+  logits = setup.network().fuse(
     variables,
     {m: z[m][index] for m, index in taken.items()},
     {m: batch["present"][m][index] for m, index in taken.items()},
@@ -123,8 +122,7 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   import jax
 
   from mer_dg.data.arrays import gather_batch
-  from mer_dg.experiments.build import make_evaluation
-  from mer_dg.training.state import make_hyper, make_state
+  from mer_dg.experiments.setup import first_state, make_evaluation
   from mer_dg.training.step import (
     make_evaluate,
     make_predict,
@@ -133,47 +131,37 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
 
   made = arrays()
   made["domain"] = np.where(np.arange(60) == 0, "lone", made["domain"])
-  workbench = from_file(made, "d2")
-  workbench.check()
-  setting = workbench.setting("d2")
-  sources = setting.split.sources
-  assert setting.split.val["lone"].size == 0
-  method = workbench.method("erm", "d2")
-  rates = {"lr": 0.1, "weight_decay": 0.0}
-  state = make_state(
-    workbench.network,
-    method,
-    seed=0,
-    scaling=setting.scaling,
-    hyper=make_hyper(workbench.network, method, rates),
-    schedule="constant",
-    total_steps=1,
-  )
-  summary = make_evaluation(workbench.network, "accuracy", len(sources))
-  places = (setting.rows, setting.mask, setting.domain)
-  resident = jax.jit(make_evaluate(workbench.network, summary))
-  found = resident(workbench.arrays, *places, state.variables)
+  setup = from_file(made, "d2", method="erm")
+  check(setup)
+  (task,) = setup.tasks
+  split, rows = setup.folds[task], task_arrays(setup, task)
+  sources = split.sources
+  assert split.val["lone"].size == 0
+  state = first_state(setup, "erm", task, scaling=rows.scaling)
+  summary = make_evaluation(setup.network(), "accuracy", len(sources))
+  places = (rows.rows, rows.domain, rows.mask)
+  resident = jax.jit(make_evaluate(setup.network(), summary))
+  data = to_arrays(setup.dataset.in_memory())
+  found = resident(data, *places, state.variables)
   metrics = name_sources(found, sources)
   assert [k for k, v in metrics.items() if np.isnan(v)] == ["val/lone/accuracy"]
   shares = [v for k, v in metrics.items() if k.endswith("/share")]
   np.testing.assert_allclose([len(shares), sum(shares)], [15, 1.0], rtol=1e-6)
   assert {f"val/{s}/accuracy" for s in sources} <= set(metrics)
   # Without one modality the record says what a network sees that never had it.
-  rows = workbench.split("d2").test
-  batch = gather_batch(
-    workbench.arrays, rows, np.zeros_like(rows), np.ones(len(rows), bool)
-  )
-  batch["present"]["a"] = np.zeros(len(rows), bool)
-  alone = make_predict(workbench.network)(state.variables, batch).logits
+  test = split.test
+  batch = gather_batch(data, test, np.zeros_like(test), np.ones(len(test), bool))
+  batch["present"]["a"] = np.zeros(len(test), bool)
+  alone = make_predict(setup.network())(state.variables, batch).logits
   correct = np.argmax(alone, axis=-1) == batch["label"]
   np.testing.assert_allclose(
     metrics["target/without_a/accuracy"], correct.mean(), rtol=1e-6
   )
-  expected = repaired_accuracy(workbench, setting, state.variables)
+  expected = repaired_accuracy(setup, rows, state.variables)
   np.testing.assert_allclose(metrics["val/re-paired/accuracy"], expected, rtol=1e-6)
   # Data on the host, block by block, gives the same numbers but for rounding.
-  streamed = make_streamed_evaluate(workbench.network, summary)
-  again = streamed(workbench.host_arrays, *places, state.variables)
+  streamed = make_streamed_evaluate(setup.network(), summary)
+  again = streamed(data, *places, state.variables)
   for name, value in found.items():
     np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
 
@@ -184,13 +172,11 @@ def test_names_of_sources_that_look_like_numbers():
   assert named == {"val/nll": 1.0, "val/source1/accuracy": 0.5, "val/d/accuracy": 0.25}
 
 
-def test_file_round_trip_through_the_workbench(bench, tmp_path):
+def test_file_round_trip_through_the_setup(setup, tmp_path):
   """The generator's set, saved and read, is the same experiment."""
-  made = bench()
+  made = setup()
   save_npz(made.dataset, tmp_path / "set.npz")
-  read = bench(data__name="npz", data__path=str(tmp_path / "set.npz"))
+  read = setup(data__name="npz", data__path=str(tmp_path / "set.npz"))
   assert read.dataset.version == made.dataset.version
-  for a, b in zip(
-    made.arrays.inputs.values(), read.arrays.inputs.values(), strict=True
-  ):
-    assert jnp.array_equal(a, b)
+  for m, x in made.dataset.inputs.items():
+    np.testing.assert_array_equal(read.dataset.inputs[m], x)

@@ -1,0 +1,419 @@
+"""From a checked config to what its runs share: data, networks, folds, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mer_dg import entropy
+from mer_dg.contracts import Network, Task
+from mer_dg.data.arrays import eval_blocks
+from mer_dg.data.av_digits import load_av_digits
+from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
+from mer_dg.data.dataset import Dataset
+from mer_dg.data.npz import load_npz
+from mer_dg.data.registry import REGISTERED
+from mer_dg.data.sampling import Pool, make_pool
+from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
+from mer_dg.data.video.dataset import VIDEO_SETS, load_video
+from mer_dg.evaluation import (
+  accuracy,
+  balanced_accuracy,
+  classification_metrics,
+  nll,
+  reliability_metrics,
+  repair_within_class,
+)
+from mer_dg.experiments import pretrained
+from mer_dg.experiments.config import (
+  Config,
+  ConfigError,
+  DataFields,
+  NetworkFields,
+  as_dict,
+  check_space,
+  settings,
+)
+from mer_dg.experiments.video_config import ENCODER, make_backbones
+from mer_dg.methods import Method, build_method, merge_recipes
+from mer_dg.networks import Backbone, make_network
+from mer_dg.protocol import Assignment, assignments
+from mer_dg.training.state import TrainState, evaluated, make_hyper, make_state
+from mer_dg.training.step import Step, make_summary, make_train_step
+
+# Batch rows over all sources where the config leaves them open (batch_size=0).
+_AUTO_BATCH = 96
+# Rows per evaluation block: large enough to keep a device busy, small enough
+# that a hundred vmapped runs of a conv encoder fit in memory.
+EVAL_BLOCK = 256
+# Headline metrics, ``(logits, label, where) -> scalar``.
+HEADLINE = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
+
+
+def load_dataset(data: DataFields) -> Dataset:
+  """The dataset of ``config.data``, restricted to the chosen modalities."""
+  if data.name in REGISTERED:
+    dataset = REGISTERED[data.name](as_dict(data))
+  elif data.name == "npz":
+    if not data.path:
+      raise ConfigError(
+        "config.data.path='' must name a .npz file: --config.data.path=FILE."
+      )
+    dataset = load_npz(data.path)
+  elif data.name == "av_digits":
+    dataset = load_av_digits(data.path, audio=data.audio)
+  elif data.name in VIDEO_SETS:
+    dataset = load_video(data.name, data.path, sync_augment=data.sync_augment)
+  else:
+    dataset = make_cooccurrence(Cooccurrence(**vars(data.cooccurrence)))
+  dataset = dataclasses.replace(dataset, target_rows=data.target_rows)
+  return dataset.select_modalities(data.modalities) if data.modalities else dataset
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+  """What all runs of a config share; from `make_setup`.
+
+  Attributes:
+    config: The config.
+    dataset: Its dataset.
+    backbones: Published encoders by modality; none unless the config asks for them.
+    weights: Hash of the weights file of each of them, see `pretrained.weight_hashes`.
+    networks: Of the config, and of the methods that change it.
+    folds: The rows of every task, in the order of the table; one task for
+      ``config.target``.
+  """
+
+  config: Config
+  dataset: Dataset
+  backbones: Mapping[str, Backbone]
+  weights: Mapping[str, str]
+  networks: Mapping[NetworkFields, Network]
+  folds: Mapping[Assignment, Split]
+
+  @property
+  def tasks(self) -> tuple[Assignment, ...]:
+    """Who trains and who tests, in each task."""
+    return tuple(self.folds)
+
+  def network(self, method: str = "") -> Network:
+    """The network of a method: that of the config unless the method changes it."""
+    return self.networks[settings(self.config, method)[0]]
+
+  def facts(self, method: str, task: Assignment) -> Task:
+    """What a method is told of a task; runs that share it share programs."""
+    network = self.network(method)
+    return Task(
+      modalities=self.dataset.modalities,
+      num_classes=self.dataset.num_classes,
+      num_domains=len(self.folds[task].sources),
+      num_samples=int(self.dataset.index.max()) + 1,
+      total_steps=self.config.total_steps,
+      widths=tuple(network.widths.values()),
+      fused_width=network.fused_width,
+      projection_width=network.projection_width,
+    )
+
+  def method(self, name: str, task: Assignment) -> Method:
+    """The method ``name`` (``"a+b"`` composes recipes) for a task."""
+    recipe = merge_recipes(name, self.config.recipes)
+    return build_method(name, recipe, self.facts(name, task))
+
+  def per_domain(self, task: Assignment) -> int:
+    """Batch rows per source domain.
+
+    Raises:
+      ConfigError: If ``config.batch_size`` is not a multiple of the number of
+        sources, or asks a source for more rows than it has.
+    """
+    split = self.folds[task]
+    size, sources = self.config.batch_size, len(split.sources)
+    if size == 0:
+      return max(_AUTO_BATCH // sources, 2)
+    if size % sources:
+      raise ConfigError(
+        f"config.batch_size={size} must be a multiple of the {sources} source domains "
+        f"{split.sources}."
+      )
+    share = size // sources
+    for name, rows in split.train.items():
+      if len(rows) < share:
+        raise ConfigError(
+          f"config.batch_size={size} takes {share} rows from each source, but "
+          f"{name!r} has {len(rows)} training rows. Use a batch size of at most "
+          f"{len(rows) * sources}, or 0, which pads small domains."
+        )
+    return share
+
+
+def make_setup(config: Config, dataset: Dataset | None = None) -> Setup:
+  """Loads the data of a config, makes its networks and splits.
+
+  Args:
+    config: From `validate`.
+    dataset: Its dataset, for a caller who has it already.
+
+  Raises:
+    ConfigError: A network that does not fit the data, or no task.
+    DataError: Data that do not fit the config.
+  """
+  if dataset is None:
+    dataset = load_dataset(config.data)
+  backbones = {}
+  if config.network.encoder == ENCODER:
+    backbones = make_backbones(config, dataset.modalities)
+  names = ("", *((config.method,) if config.target else config.methods))
+  networks = {}
+  for fields in dict.fromkeys(settings(config, name)[0] for name in names):
+    options: dict[str, Any] = vars(fields) | (
+      {"encoder": backbones} if backbones else {}
+    )
+    try:
+      networks[fields] = make_network(
+        dataset.specs, num_classes=dataset.num_classes, **options
+      )
+    except ValueError as error:
+      raise ConfigError(f"config.network does not fit the data: {error}") from error
+  return Setup(
+    config,
+    dataset,
+    backbones,
+    pretrained.weight_hashes(config, backbones),
+    networks,
+    _folds(config, dataset),
+  )
+
+
+def _folds(config: Config, dataset: Dataset) -> dict[Assignment, Split]:
+  targets = (config.target,) if config.target else config.targets
+  for name in (*targets, *config.sources):
+    dataset.domain_id(name)  # Raises, naming the domains there are.
+  tasks = assignments(
+    config.protocol, dataset.domain_names, targets=targets, sources=config.sources
+  )
+  if not tasks:
+    raise ConfigError(
+      f"config.protocol={config.protocol!r} leaves no task: targets "
+      f"{targets or dataset.domain_names}, sources {config.sources}."
+    )
+  rows: dict[str, Any] = dict(
+    split_seed=config.split_seed, val_fraction=config.data.val_fraction
+  )
+  if config.protocol == "in_domain":
+    return {task: in_domain(dataset, task.target, **rows) for task in tasks}
+  drop = config.data.drop_unseen_classes
+  return {
+    task: leave_one_domain_out(
+      dataset, task.target, sources=task.sources, drop_unseen_classes=drop, **rows
+    )
+    for task in tasks
+  }
+
+
+def check(setup: Setup) -> None:
+  """Raises for anything wrong with sizes, weights and methods.
+
+  Nothing is compiled, and nothing of it needs the device.
+
+  Raises:
+    ConfigError: A field that does not fit the data.
+    MethodError: A method that does not fit the data, or does what it must not.
+  """
+  config, tasks = setup.config, setup.tasks
+  methods = (config.method,) if config.target else config.methods
+  check_space(config, setup.dataset.modalities)
+  pretrained.load(config, setup.backbones, jax.random.key(0))  # Raises if it cannot.
+  for task in tasks:
+    setup.per_domain(task)
+    for method in methods:
+      setup.method(method, task)
+  for method in methods:
+    _trace(setup, method, tasks[0])
+
+
+def _trace(setup: Setup, name: str, task: Assignment) -> None:
+  """Takes a step of a method, and judges it, on shapes alone."""
+  network, method = setup.network(name), setup.method(name, task)
+  state = jax.eval_shape(lambda: first_state(setup, name, task))
+  step, sources = step_of(setup, name, task), setup.folds[task].sources
+  rows = setup.per_domain(task) * len(sources)
+  like = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype)
+  each = lambda made: {m: made(m) for m in network.modalities}
+  specs = setup.dataset.specs
+  batch = {
+    "inputs": each(lambda m: like(np.float32, *specs[m].shape)),
+    "present": each(lambda m: like(np.bool_)),
+    **{name: like(np.int32) for name in ("label", "domain", "index")},
+    "mask": like(np.bool_),
+  }
+  key = jax.random.key(0)
+  state, _ = jax.eval_shape(lambda s, b: step(s, b, key), state, batch)
+  jax.eval_shape(lambda s: evaluated(s, method), state)
+  if method.watches:
+    logits = like(np.float32, setup.dataset.num_classes)
+    missing = each(lambda m: logits) if len(network.modalities) > 1 else {}
+    measure = make_measure(setup.config.metric, len(sources))
+    label, domain, mask = (batch[k] for k in ("label", "domain", "mask"))
+    metrics = jax.eval_shape(measure, logits, missing, logits, label, domain, mask)
+    jax.eval_shape(method.on_eval, state.memory, metrics)
+
+
+def step_of(setup: Setup, method: str, task: Assignment) -> Step:
+  """The training step of a method for a task."""
+  return make_train_step(
+    setup.network(method), setup.method(method, task), **_horizon(setup, method)
+  )
+
+
+def first_state(setup: Setup, method: str, task: Assignment, **how: Any) -> TrainState:
+  """The state before the first step, `make_state`; traced or not.
+
+  Args:
+    setup: The setup.
+    method: Name of the method.
+    task: Who trains and who tests.
+    **how: ``seed``, ``scaling``, ``hyper`` and ``variables`` of `make_state`; by
+      default 0, none, those of the method, and the network's own.
+  """
+  network, built = setup.network(method), setup.method(method, task)
+  hyper = make_hyper(network, built, vars(settings(setup.config, method)[1]))
+  given = {"seed": np.uint32(0), "scaling": {}, "hyper": hyper} | how
+  return make_state(network, built, **given, **_horizon(setup, method))
+
+
+def _horizon(setup: Setup, method: str) -> dict[str, Any]:
+  schedule = settings(setup.config, method)[1].schedule
+  return {"schedule": schedule, "total_steps": setup.config.total_steps}
+
+
+def tags(setup: Setup) -> dict[str, str]:
+  """What records say beside config and method, ``{name: what}``."""
+  encoders = pretrained.tags(setup.backbones, setup.weights)
+  return {**setup.dataset.tags, **encoders}
+
+
+class TaskArrays(NamedTuple):
+  """One task as arrays.
+
+  Attributes:
+    pool: Training rows per source.
+    scaling: Input scaling from the source training rows.
+    rows: int32 ``[blocks, block]``, validation rows, then target rows.
+    domain: int32, position of the source; -1 on target rows.
+    mask: bool, False on padding.
+  """
+
+  pool: Pool
+  scaling: dict[str, dict[str, np.ndarray]]
+  rows: np.ndarray
+  domain: np.ndarray
+  mask: np.ndarray
+
+
+def task_arrays(setup: Setup, task: Assignment) -> TaskArrays:
+  """The arrays of a task; made anew by every call."""
+  split = setup.folds[task]
+  train = list(split.train.values())
+  val = list(split.val.values())
+  # Shuffled, so that the first block, on which embeddings are inspected, is a sample
+  # of all sources. Metrics do not depend on the order.
+  order = np.random.default_rng(0).permutation(sum(map(len, val)))
+  source = np.repeat(np.arange(len(val)), [len(v) for v in val])
+  rows = np.concatenate([np.concatenate(val)[order], split.test])
+  domain = np.concatenate([source[order], np.full(len(split.test), -1)])
+  blocks, mask = eval_blocks(rows, EVAL_BLOCK)
+  padded = np.full(blocks.size, -1, np.int32)
+  padded[: len(domain)] = domain
+  return TaskArrays(
+    pool=make_pool(train),
+    scaling=setup.dataset.scaling(np.concatenate(train)),
+    rows=blocks,
+    domain=padded.reshape(blocks.shape),
+    mask=mask,
+  )
+
+
+def make_evaluation(network: Network, metric: str, num_sources: int) -> Callable:
+  """The summary (`make_summary`) that every evaluation of a run ends with."""
+  modalities = network.modalities
+
+  def repair(label, domain, where):
+    # One re-pairing per task: methods, seeds and steps are judged on the same samples.
+    return repair_within_class(label, domain, jax.random.key(0), modalities, where)
+
+  measure = make_measure(metric, num_sources)
+  return make_summary(network, measure, inspect_embeddings, repair)
+
+
+def make_measure(metric: str, num_sources: int) -> Callable:
+  """Returns ``(logits, missing, repaired, label, domain, where) -> metrics``.
+
+  Source validation (``val/...``, each source too; ``val/re-paired/...`` on modalities
+  re-paired within class), target (``target/...``) and target with one modality taken
+  away (``target/without_<m>/...``); target rows are those with domain -1. Sources are
+  numbered, so that one program serves every held-out domain; `name_sources` puts in
+  their names.
+  """
+  headline = HEADLINE[metric]
+
+  def measure(logits, missing, repaired, label, domain, where):
+    source = where & (domain >= 0)
+    metrics = {
+      f"val/re-paired/{metric}": headline(repaired, label, source),
+      "val/re-paired/nll": nll(repaired, label, source),
+    }
+    for m, rest in missing.items():
+      value = headline(rest, label, where & (domain < 0))
+      metrics[f"target/without_{m}/{metric}"] = value
+    bins = reliability_metrics(logits, label, where & (domain < 0))
+    metrics |= {f"target/{k}": v for k, v in bins.items()}
+    for name, rows in (("val", domain >= 0), ("target", domain < 0)):
+      for k, v in classification_metrics(logits, label, where & rows).items():
+        metrics[f"{name}/{k}"] = v
+    for i in range(num_sources):
+      rows = where & (domain == i)
+      metrics[f"val/source{i}/{metric}"] = headline(logits, label, rows)
+    return metrics
+
+  return measure
+
+
+def name_sources(
+  metrics: Mapping[str, Any], sources: Sequence[str]
+) -> dict[str, float]:
+  """Floats, with ``val/source0/...`` as ``val/<name of the source>/...``.
+
+  Means over an empty bin of the reliability diagram are left out.
+
+  Example:
+    >>> name_sources({"val/nll": 1, "val/source0/accuracy": 0.5}, ["kitchen"])
+    {'val/nll': 1.0, 'val/kitchen/accuracy': 0.5}
+  """
+  names = {f"source{i}": name for i, name in enumerate(sources)}
+
+  def named(key: str) -> str:
+    split, *middle, metric = key.split("/")
+    return "/".join([split, *(names.get(part, part) for part in middle), metric])
+
+  empty = lambda key, value: "/reliability/" in key and np.isnan(value)
+  return {named(k): float(v) for k, v in metrics.items() if not empty(k, v)}
+
+
+def inspect_embeddings(embeddings, present) -> dict[str, Any]:
+  """Per modality: entropy on the unit sphere, its gap to uniform, effective rank."""
+  metrics = {}
+  # One run after another: batched LAPACK calls are suspect, see the grid's docstring.
+  rank = jax.custom_batching.sequential_vmap(
+    lambda z, where: entropy.effective_rank(z, where=where)
+  )
+  for m, z in embeddings.items():
+    here, unit = present[m], entropy.unit_sphere(z)
+    metrics[f"entropy/{m}"] = entropy.kde_entropy(unit, bandwidth=0.5, where=here)
+    on_sphere = entropy.sphere_entropy(unit, bandwidth=0.5, where=here)
+    metrics[f"entropy_gap/{m}"] = on_sphere["gap"]
+    metrics[f"effective_rank/{m}"] = rank(z, present[m])
+  return metrics
