@@ -28,7 +28,7 @@ from mer_dg.networks import (
   make_network,
   place_weights,
 )
-from mer_dg.networks.pretrained import from_torch
+from mer_dg.networks.published import from_torch
 from mer_dg.training.state import make_hyper, make_state, run_keys
 from mer_dg.training.step import make_train_step
 
@@ -44,7 +44,7 @@ def _layer_stacks():
   By its path: other packages install a ``tests`` of theirs, which would be found first.
   """
   root = pathlib.Path(__file__).resolve().parents[1]
-  path = root / "tests/networks/pretrained/_torch_reference.py"
+  path = root / "tests/networks/published/_torch_reference.py"
   spec = importlib.util.spec_from_file_location("_torch_reference", path)
   if spec is None or spec.loader is None:
     raise ImportError(f"{path}: cannot be imported.")

@@ -20,8 +20,8 @@ from jax import lax
 import jax.numpy as jnp
 
 from benchmarks._timing import interleaved
-from mer_dg.networks.pretrained import BACKBONES, encode, make_backbone
-from mer_dg.networks.pretrained.layers import convolve
+from mer_dg.networks.published import BACKBONES, encode, make_backbone
+from mer_dg.networks.published.layers import convolve
 
 # [B, T, H, W, C], window, strides, output channels: one of every form.
 LAYERS = {

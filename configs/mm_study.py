@@ -10,7 +10,7 @@ random settings, judged on source validation, before the table. The free baselin
 without the search all with the defaults of configs/common.py. The diagnosis re-probes
 every encoder. `cooccurrence` has a strong and a weak modality here. The folder of the
 real sets is MER_DG_DATA (docs/data.md).
-Results: docs/results.md; tables over fusions: python benchmarks/mm_study.py.
+Results: docs/results.md; tables over fusions: python studies/mm_study.py.
 """
 
 import os

@@ -25,7 +25,7 @@ import sys
 
 from data_prep._untrusted import read_state_dict
 from mer_dg.data.dataset import DataError
-from mer_dg.networks.pretrained import (
+from mer_dg.networks.published import (
   BACKBONES,
   Backbone,
   Report,

@@ -43,7 +43,7 @@ from mer_dg.data.video.reader import device_inputs
 from mer_dg.data.video.table import MODALITIES
 from mer_dg.experiments.video_config import KINDS
 from mer_dg.networks import Backbone, load_weights, make_backbone
-from mer_dg.networks.pretrained import encode
+from mer_dg.networks.published import encode
 
 CLIPS_PER_PART = 256
 

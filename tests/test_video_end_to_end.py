@@ -35,10 +35,10 @@ from mer_dg.experiments.runs import run_id  # noqa: E402
 from mer_dg.experiments.video_config import KINDS  # noqa: E402
 from mer_dg.experiments.workdir import MetricsLog, Workdir, read_lines  # noqa: E402
 from mer_dg.networks import load_weights, make_backbone  # noqa: E402
-from mer_dg.networks.pretrained import encode, save_weights  # noqa: E402
+from mer_dg.networks.published import encode, save_weights  # noqa: E402
 from mer_dg.protocol import select  # noqa: E402
 from tests.data_prep import _trees  # noqa: E402
-from tests.networks.pretrained import _torch_reference  # noqa: E402
+from tests.networks.published import _torch_reference  # noqa: E402
 
 SMALL = {"depths": (1, 1, 1, 1), "width": 8}
 # Frames of the clips of each domain; the third one of "human" repeats a training clip.

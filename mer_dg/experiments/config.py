@@ -23,8 +23,8 @@ from mer_dg.methods import (
   terms_of,
 )
 from mer_dg.networks import ENCODERS, FUSIONS, encoders
-from mer_dg.networks.pretrained import BN_MODES, LAYER4_INITS
-from mer_dg.networks.pretrained.backbone import TRAINABLE
+from mer_dg.networks.published import BN_MODES, LAYER4_INITS
+from mer_dg.networks.published.backbone import TRAINABLE
 from mer_dg.protocol import PROTOCOLS, SOURCE_RULES
 from mer_dg.protocol.records import stable_hash
 from mer_dg.training.state import SCHEDULES

@@ -6,7 +6,7 @@ from mer_dg.networks.encoders import REGISTERED, register_encoder
 from mer_dg.networks.fusion import FUSIONS
 from mer_dg.networks.mlp import init_mlp, mlp
 from mer_dg.networks.network import ENCODERS, count_parameters, describe, make_network
-from mer_dg.networks.pretrained import BACKBONES, Backbone, load_weights, make_backbone
+from mer_dg.networks.published import BACKBONES, Backbone, load_weights, make_backbone
 
 __all__ = (
   "BACKBONES",

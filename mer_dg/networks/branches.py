@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.contracts import named_key
-from mer_dg.networks.pretrained import Backbone, encode
+from mer_dg.networks.published import Backbone, encode
 
 
 def place_weights(

@@ -3,7 +3,19 @@
 On CPUs XLA's convolution is slow in training, because of the gradient of its kernel,
 and slower still under ``vmap`` over kernels, where it becomes a grouped convolution.
 A matrix product is neither. The parameters keep the usual layout, so the choice can
-be undone without touching a checkpoint.
+be undone without touching a checkpoint. It costs the memory of the patches, which is
+why the published networks, on large maps, have ``published.layers.convolve``.
+
+CPU time of a training step of `encoders` (batch 32, width 128), ``flax.linen.Conv``
+against this one, on 2 shared cores, median of 3 (jax 0.10.2):
+
+=====================  ========  =========  =====
+input                  runs      flax (ms)  here
+=====================  ========  =========  =====
+image 32 x 32 x 3      16 vmap   2774       232
+image 32 x 32 x 3      1         38         9
+sequence 128 x 9       16 vmap   710        128
+=====================  ========  =========  =====
 """
 
 from collections.abc import Sequence

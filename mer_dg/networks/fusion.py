@@ -210,9 +210,8 @@ class Attention(nn.Module):
     qkv = dense(3 * self.features, dtype=self.dtype, name="qkv")(y)
     qkv = qkv.reshape(batch, modalities, 3, self.num_heads, -1)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, M, heads, F / heads]
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
-    weights = _masked_softmax(scores, present[:, None, None, :])
-    y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+    y = nn.dot_product_attention(q, k, v, mask=present[:, None, None, :])
+    y = y.reshape(x.shape)
     x = x + dense(self.features, dtype=self.dtype, name="attended")(y)
     y = nn.LayerNorm(dtype=self.dtype)(x)
     y = nn.relu(dense(2 * self.features, gain=2.0, dtype=self.dtype, name="widen")(y))
@@ -245,9 +244,10 @@ class Bottleneck(nn.Module):
       "tokens", initialization.constant(0.02), (self.num_tokens, self.features)
     ).astype(self.dtype)
     scale = self.param("scale", nn.initializers.zeros, (len(z),)).astype(self.dtype)
-    weights = _masked_softmax(
-      jnp.einsum("tf,bmf->btm", latents, x), present[:, None, :]
-    )
+    scores = jnp.einsum("tf,bmf->btm", latents, x)
+    # Not -inf: a row in which nothing is kept has to stay finite.
+    lowest = jnp.finfo(scores.dtype).min
+    weights = nn.softmax(jnp.where(present[:, None, :], scores, lowest), axis=-1)
     bottleneck = jnp.einsum("btm,bmf->btf", weights, x)
     weights = nn.softmax(jnp.einsum("bmf,btf->bmt", x, bottleneck), axis=-1)
     x = x + scale[None, :, None] * jnp.einsum("bmt,btf->bmf", weights, bottleneck)
@@ -289,9 +289,3 @@ def _mean_present(x: jax.Array, present: jax.Array) -> jax.Array:
   count = jnp.maximum(jnp.sum(present, axis=1), 1)
   total = jnp.sum(jnp.where(present[:, :, None], x, 0), axis=1)
   return total / count[:, None].astype(x.dtype)
-
-
-def _masked_softmax(scores: jax.Array, keep: jax.Array) -> jax.Array:
-  """Softmax over the last axis among ``keep``; uniform where nothing is kept."""
-  # Not -inf: a row in which nothing is kept has to stay finite.
-  return nn.softmax(jnp.where(keep, scores, jnp.finfo(scores.dtype).min), axis=-1)

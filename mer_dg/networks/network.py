@@ -14,7 +14,7 @@ from mer_dg.networks import encoders, heads, initialization
 from mer_dg.networks import fusion as fusion_lib
 from mer_dg.networks.branches import add_backbone, encode_with_backbone
 from mer_dg.networks.preparation import prepare_input
-from mer_dg.networks.pretrained import (
+from mer_dg.networks.published import (
   BACKBONES,
   FROM_SCRATCH,
   Backbone,

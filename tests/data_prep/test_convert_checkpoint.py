@@ -15,13 +15,13 @@ pytest.importorskip("safetensors")
 
 from data_prep import _untrusted, convert_checkpoint  # noqa: E402
 from mer_dg.data.dataset import DataError  # noqa: E402
-from mer_dg.networks.pretrained import (  # noqa: E402
+from mer_dg.networks.published import (  # noqa: E402
   BACKBONES,
   encode,
   load_weights,
   make_backbone,
 )
-from tests.networks.pretrained import _parity, _torch_reference  # noqa: E402
+from tests.networks.published import _parity, _torch_reference  # noqa: E402
 
 # The smallest input that every stage can stride over, [B, *sample].
 SAMPLES = {

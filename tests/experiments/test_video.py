@@ -21,7 +21,7 @@ from mer_dg.experiments import (
 from mer_dg.experiments.config import protocol_hash
 from mer_dg.experiments.video_config import KINDS, make_backbones
 from mer_dg.networks import make_backbone
-from mer_dg.networks.pretrained import save_weights
+from mer_dg.networks.published import save_weights
 
 SMALL = {"depths": (1, 1, 1, 1), "width": 8}
 

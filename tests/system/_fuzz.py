@@ -181,7 +181,7 @@ def _pth_files() -> list[bytes]:
 
 
 def _backbone():
-  from mer_dg.networks.pretrained import make_backbone
+  from mer_dg.networks.published import make_backbone
 
   return make_backbone("vggsound_resnet18", depths=(1, 1, 1, 1), width=8)
 
@@ -189,7 +189,7 @@ def _backbone():
 def _safetensors_files() -> list[bytes]:
   import jax
 
-  from mer_dg.networks.pretrained import save_weights
+  from mer_dg.networks.published import save_weights
 
   backbone = _backbone()
   variables = jax.tree.map(np.asarray, jax.jit(backbone.init)(jax.random.key(0)))
@@ -241,7 +241,7 @@ def _of_pth():
 
 
 def _of_safetensors():
-  from mer_dg.networks.pretrained import load_weights
+  from mer_dg.networks.published import load_weights
 
   backbone = _backbone()
 

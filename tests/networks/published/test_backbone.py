@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg.networks.pretrained import (
+from mer_dg.networks.published import (
   BACKBONES,
   BN_MODES,
   encode,
   make_backbone,
   torch_name,
 )
-from tests.networks.pretrained import _parity
+from tests.networks.published import _parity
 
 SMALL = dict(depths=(1, 1, 1, 1), width=8)
 KEY = jax.random.key(0)

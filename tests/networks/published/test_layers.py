@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mer_dg.networks.pretrained import layers
+from mer_dg.networks.published import layers
 
 KEY = jax.random.key(0)
 

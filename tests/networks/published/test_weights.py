@@ -5,14 +5,14 @@ import jax
 import numpy as np
 import pytest
 
-from mer_dg.networks.pretrained import (
+from mer_dg.networks.published import (
   from_torch,
   load_weights,
   make_backbone,
   save_weights,
   torch_name,
 )
-from tests.networks.pretrained import _parity
+from tests.networks.published import _parity
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 

@@ -8,8 +8,8 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from mer_dg.networks.pretrained import BACKBONES, architectures, torch_names
-from mer_dg.networks.pretrained.layers import Mode
+from mer_dg.networks.published import BACKBONES, architectures, torch_names
+from mer_dg.networks.published.layers import Mode
 
 # Every stage has a first block; one has a second, whose shortcut is the identity.
 DEPTHS = (1, 2, 1, 1)

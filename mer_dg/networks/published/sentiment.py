@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.networks.initialization import constant, draw
-from mer_dg.networks.pretrained.backbone import COMPUTE_DTYPES, Backbone
+from mer_dg.networks.published.backbone import COMPUTE_DTYPES, Backbone
 
 WIDTH = 40
 LAYERS = 5
@@ -63,9 +63,16 @@ class _Layer(nn.Module):
     qkv = self._linear(3 * WIDTH, WIDTH, "in_proj")(norm("norm1")(x))
     qkv = qkv.reshape(batch, time, 3, HEADS, WIDTH // HEADS)
     query, key, value = (qkv[:, :, i] for i in range(3))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(WIDTH // HEADS)
-    weights = drop(jax.nn.softmax(scores.astype(jnp.float32), axis=-1))
-    y = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+    y = nn.dot_product_attention(
+      query,
+      key,
+      value,
+      broadcast_dropout=False,
+      dropout_rng=self.make_rng("dropout") if train else None,
+      dropout_rate=_DROPOUT,
+      deterministic=not train,
+      force_fp32_for_softmax=True,
+    )
     y = self._linear(WIDTH, WIDTH, "out_proj")(y.reshape(batch, time, WIDTH))
     x = x + drop(y)
     y = nn.relu(self._linear(4 * WIDTH, WIDTH, "linear1")(norm("norm2")(x)))

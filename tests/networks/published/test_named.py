@@ -7,7 +7,7 @@ import pytest
 
 from mer_dg.contracts import InputSpec
 from mer_dg.networks import ENCODERS, make_network
-from mer_dg.networks.pretrained import (
+from mer_dg.networks.published import (
   FROM_SCRATCH,
   encode,
   make_from_scratch,

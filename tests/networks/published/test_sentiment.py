@@ -5,8 +5,8 @@ import pytest
 
 from mer_dg.contracts import InputSpec
 from mer_dg.networks import make_network
-from mer_dg.networks.pretrained import make_sentiment_encoder
-from mer_dg.networks.pretrained.sentiment import sinusoids
+from mer_dg.networks.published import make_sentiment_encoder
+from mer_dg.networks.published.sentiment import sinusoids
 
 KEY = jax.random.key(0)
 CHANNELS = 7

@@ -13,7 +13,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from mer_dg.networks.pretrained.backbone import Backbone
+from mer_dg.networks.published.backbone import Backbone
 
 FORMAT = "mer_dg.pretrained.1"
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mer_dg.networks.pretrained import architectures
-from mer_dg.networks.pretrained.layers import Mode
+from mer_dg.networks.published import architectures
+from mer_dg.networks.published.layers import Mode
 
 BN_MODES = ("frozen", "layer4", "batch")
 LAYER4_INITS = ("pretrained", "random")

@@ -5,8 +5,8 @@ import pytest
 
 from mer_dg.contracts import InputSpec
 from mer_dg.networks import make_network
-from mer_dg.networks.pretrained import make_hust_cnn
-from mer_dg.networks.pretrained.hust import adaptive_max_pool
+from mer_dg.networks.published import make_hust_cnn
+from mer_dg.networks.published.hust import adaptive_max_pool
 
 KEY = jax.random.key(0)
 LAYERS = ((1, 8, 32), (8, 16, 8), (16, 32, 3), (32, 32, 3))

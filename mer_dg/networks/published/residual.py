@@ -3,7 +3,7 @@
 from flax import linen as nn
 import jax
 
-from mer_dg.networks.pretrained.layers import ConvNorm, Mode
+from mer_dg.networks.published.layers import ConvNorm, Mode
 
 
 class Bottleneck(nn.Module):

@@ -9,7 +9,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from mer_dg.networks.pretrained.backbone import Backbone
+from mer_dg.networks.published.backbone import Backbone
 
 # Last component of a path -> last component of a name.
 _LEAVES = {

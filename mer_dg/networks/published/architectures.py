@@ -9,14 +9,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from mer_dg.networks.pretrained.layers import (
+from mer_dg.networks.published.layers import (
   Conv,
   ConvNorm,
   Mode,
   global_pool,
   stem_pool,
 )
-from mer_dg.networks.pretrained.residual import BasicStage, BottleneckStage
+from mer_dg.networks.published.residual import BasicStage, BottleneckStage
 
 # SlowFast 8x8: the slow path sees every fourth frame, the fast path has an eighth of
 # the channels.

@@ -1,6 +1,6 @@
 """Figures of docs/entropy.md: bias and spread against n and d; what maximising does.
 
-  python benchmarks/entropy_figures.py --out=docs/figures     # about five minutes
+  python studies/entropy_figures.py --out=docs/figures     # about five minutes
 
 Seeds are fixed; the numbers behind the first figure are printed as a table.
 """

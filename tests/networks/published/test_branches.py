@@ -12,8 +12,8 @@ from mer_dg.networks import (
   make_network,
   place_weights,
 )
-from mer_dg.networks.pretrained import encode
-from tests.networks.pretrained import _parity
+from mer_dg.networks.published import encode
+from tests.networks.published import _parity
 
 SMALL = dict(depths=(1, 1, 1, 1), width=8)
 SPECS = {

@@ -1,8 +1,8 @@
 """Encoders of published work that are trained from scratch, by name."""
 
-from mer_dg.networks.pretrained.backbone import Backbone
-from mer_dg.networks.pretrained.hust import make_hust_cnn
-from mer_dg.networks.pretrained.sentiment import make_sentiment_encoder
+from mer_dg.networks.published.backbone import Backbone
+from mer_dg.networks.published.hust import make_hust_cnn
+from mer_dg.networks.published.sentiment import make_sentiment_encoder
 
 FROM_SCRATCH = ("hust_cnn", "sentiment_transformer")
 

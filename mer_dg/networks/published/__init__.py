@@ -1,6 +1,6 @@
 """The published video, flow and audio encoders, and their weights."""
 
-from mer_dg.networks.pretrained.backbone import (
+from mer_dg.networks.published.backbone import (
   BACKBONES,
   BN_MODES,
   LAYER4_INITS,
@@ -8,11 +8,11 @@ from mer_dg.networks.pretrained.backbone import (
   encode,
   make_backbone,
 )
-from mer_dg.networks.pretrained.hust import make_hust_cnn
-from mer_dg.networks.pretrained.named import FROM_SCRATCH, make_from_scratch
-from mer_dg.networks.pretrained.sentiment import make_sentiment_encoder
-from mer_dg.networks.pretrained.torch_names import Report, from_torch, torch_name
-from mer_dg.networks.pretrained.weights import load_weights, save_weights
+from mer_dg.networks.published.hust import make_hust_cnn
+from mer_dg.networks.published.named import FROM_SCRATCH, make_from_scratch
+from mer_dg.networks.published.sentiment import make_sentiment_encoder
+from mer_dg.networks.published.torch_names import Report, from_torch, torch_name
+from mer_dg.networks.published.weights import load_weights, save_weights
 
 __all__ = (
   "BACKBONES",

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from mer_dg.networks.pretrained import BACKBONES, encode, from_torch, make_backbone
-from tests.networks.pretrained import _parity
+from mer_dg.networks.published import BACKBONES, encode, from_torch, make_backbone
+from tests.networks.published import _parity
 
 torch = pytest.importorskip("torch")
 
-from tests.networks.pretrained import _torch_reference  # noqa: E402
+from tests.networks.published import _torch_reference  # noqa: E402
 
 # Largest deviation over largest magnitude, in float32. Measured: at most 1e-5 in any
 # activation; 1e-4 is what a difference in summation order can never reach.

@@ -1,7 +1,7 @@
 """Mixing with nothing around it: bare networks on av_digits, per scaling of the input.
 
-  python benchmarks/mixing_first_look.py                # about five minutes
-  python benchmarks/mixing_first_look.py --audio published --floors 0.01 0.1 1
+  python studies/mixing_first_look.py                # about five minutes
+  python studies/mixing_first_look.py --audio published --floors 0.01 0.1 1
 
 One hidden layer of 256 and 64-d embeddings per modality, one linear layer on their
 concatenation, batch 96, --steps Adam steps at 1e-3, no decay, no dropout, every row of

@@ -1,6 +1,6 @@
 """Prints how far the networks are from the PyTorch definitions, at published size.
 
-  PYTHONPATH=. python tests/networks/pretrained/measure_parity.py [--small]
+  PYTHONPATH=. python tests/networks/published/measure_parity.py [--small]
 
 Needs PyTorch, and 12 GB for SlowFast. One random clip of the published input size per
 network (``--small``: the sizes of the tests), random weights and batch-norm statistics,
@@ -18,7 +18,7 @@ import _torch_reference
 import numpy as np
 import torch
 
-from mer_dg.networks.pretrained import BACKBONES, from_torch, make_backbone
+from mer_dg.networks.published import BACKBONES, from_torch, make_backbone
 
 FULL = {
   "slowfast_r101": (1, 32, 224, 224, 3),

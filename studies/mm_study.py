@@ -5,7 +5,7 @@
       python main.py --mode=diagnose --config=configs/mm_study.py:$set,$fusion
     done
   done
-  python benchmarks/mm_study.py runs/mm_study-* --out=docs/figures
+  python studies/mm_study.py runs/mm_study-* --out=docs/figures
 
 Per set: target accuracy (checkpoint selected on source validation) and its paired
 difference to ERM with the same fusion, [95 % interval]; accuracy of a linear probe on

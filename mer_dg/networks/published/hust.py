@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from mer_dg.networks.convolution import convolve
 from mer_dg.networks.initialization import constant, draw
-from mer_dg.networks.pretrained.backbone import COMPUTE_DTYPES, Backbone
-from mer_dg.networks.pretrained.layers import BatchNorm, Mode
+from mer_dg.networks.published.backbone import COMPUTE_DTYPES, Backbone
+from mer_dg.networks.published.layers import BatchNorm, Mode
 
 # Channels and window of the four convolutions.
 _LAYERS = ((8, 32), (16, 8), (32, 3), (32, 3))

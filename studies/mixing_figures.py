@@ -1,7 +1,7 @@
 r"""Draws the figures of docs/modality_mix.md. A few seconds on a CPU.
 
-  python benchmarks/mixing_figures.py            # writes docs/figures/
-  python benchmarks/mixing_figures.py --out=/some/folder --format=png
+  python studies/mixing_figures.py            # writes docs/figures/
+  python studies/mixing_figures.py --out=/some/folder --format=png
 
 The mixed batch that is drawn is what `modality_mix` returns for key 3.
 """
