@@ -44,6 +44,7 @@ from mer_dg.data.video.table import MODALITIES
 from mer_dg.experiments.video_config import KINDS
 from mer_dg.networks import Backbone, load_weights, make_backbone
 from mer_dg.networks.published import encode
+from mer_dg.protocol import replacing, write_atomic
 
 CLIPS_PER_PART = 256
 
@@ -168,13 +169,8 @@ def _write_part(path: pathlib.Path, passes: Sequence[Mapping[str, np.ndarray]]) 
     total = np.where(there[..., None], z, 0).sum(axis=0)
     arrays[key] = total / np.maximum(there.sum(axis=0), 1)[:, None].astype(np.float32)
     arrays[f"{key}_present"] = there.any(axis=0)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with temporary.open("wb") as file:
-      np.savez(file, **arrays)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with replacing(path) as temporary, temporary.open("wb") as file:
+    np.savez(file, **arrays)
 
 
 def _join(dataset: VideoDataset, out, files: Sequence[pathlib.Path], plan) -> None:
@@ -251,9 +247,7 @@ def _claim(parts: pathlib.Path, plan: Mapping[str, Any]) -> None:
       )
     return
   parts.mkdir(parents=True, exist_ok=True)
-  temporary = parts / f".plan.{os.getpid()}.tmp"
-  temporary.write_text(json.dumps(plan))
-  os.replace(temporary, note)
+  write_atomic(note, json.dumps(plan))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

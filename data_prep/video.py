@@ -39,6 +39,7 @@ from mer_dg.data.video.sources import (
   stored_keys,
 )
 from mer_dg.data.video.table import ClipTable
+from mer_dg.protocol import write_atomic
 
 CLIPS_PER_SHARD = 32
 # Clips that the estimate is made of.
@@ -138,7 +139,7 @@ def prepare(
     )
   for stale in begun.glob(".*.tmp"):  # Of a process that was killed.
     stale.unlink()
-  _write_json(begun / "plan.json", plan)
+  write_atomic(begun / "plan.json", json.dumps(plan))
   shards = plan_shards(table, name)
   source = TreeSource(table, root)
   work = lambda shard: _write_shard(shard, source, begun, on_error)
@@ -205,18 +206,12 @@ def _write_shard(
       result["bytes"] += len(data)
     writer.close()
     os.replace(temporary, path)
-    _write_json(notes, result)
+    write_atomic(notes, json.dumps(result))
   finally:
     if writer.is_open():
       writer.close()
     temporary.unlink(missing_ok=True)
   return result
-
-
-def _write_json(path: pathlib.Path, content: Any) -> None:
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_text(json.dumps(content))
-  os.replace(temporary, path)
 
 
 def _write_metadata(folder, name: str, set_name: str, shards, results) -> None:

@@ -28,6 +28,7 @@ from mer_dg.data.dataset import (
   DataError,
   make_dataset,
 )
+from mer_dg.protocol import replacing
 
 # Keys with a meaning of their own; no modality may be called so.
 RESERVED = (
@@ -135,16 +136,14 @@ def save_npz(data: ArrayDataset | Mapping[str, Any], path: str | os.PathLike) ->
   if objects:
     raise DataError(f"{path}: {objects} hold Python objects, which are never written.")
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    # Not numpy.savez: it has arguments of its own, and a modality may bear their name.
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-      for key, value in arrays.items():
-        with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-          np.lib.format.write_array(file, value, allow_pickle=False)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  # Not numpy.savez: it has arguments of its own, and a modality may bear their name.
+  with (
+    replacing(path) as temporary,
+    zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+  ):
+    for key, value in arrays.items():
+      with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, value, allow_pickle=False)
 
 
 def to_npz_arrays(dataset: ArrayDataset) -> dict[str, np.ndarray]:

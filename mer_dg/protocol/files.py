@@ -65,31 +65,34 @@ def naming(path: str | os.PathLike) -> Generator[None]:
   try:
     yield
   except OSError as error:
-    if error.filename is None:
+    if error.filename is None and error.errno is not None:  # Else it has no text.
       error.filename = os.fspath(path)
     raise
 
 
-def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
-  """Writes a file under a temporary name beside it and renames it.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Generator[pathlib.Path]:
+  """A temporary file beside ``path`` to write, which the end of the block renames.
 
-  It is on disk when this returns: a power cut leaves the old file or the new one.
+  It is on disk then: a power cut leaves the old file or the new one. If the block
+  raises, nothing is left of it.
 
   Example:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...   path = pathlib.Path(folder) / "a.txt"
-    ...   write_atomic(path, "whole")
+    ...   with replacing(path) as temporary:
+    ...     _ = temporary.write_text("whole")
     ...   print(path.read_text(), len(list(path.parent.iterdir())))
     whole 1
   """
+  path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  data = content.encode() if isinstance(content, str) else content
   try:
-    with naming(path), open(temporary, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
+    with naming(path):
+      yield temporary
+      with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)  # Left only if the write failed.
@@ -99,3 +102,18 @@ def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
       os.fsync(folder)
     finally:
       os.close(folder)
+
+
+def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
+  """Writes a file whole or not at all; see `replacing`.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "a.txt"
+    ...   write_atomic(path, "whole")
+    ...   print(path.read_text(), len(list(path.parent.iterdir())))
+    whole 1
+  """
+  with replacing(path) as temporary:
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)

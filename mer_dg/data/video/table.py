@@ -20,6 +20,7 @@ import numpy as np
 
 from mer_dg.data.archive import reason
 from mer_dg.data.dataset import DataError
+from mer_dg.protocol import write_atomic
 
 # The order of modalities in every concatenation.
 MODALITIES = ("video", "audio", "flow")
@@ -151,14 +152,8 @@ class ClipTable:
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the table as JSON, atomically."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-      temporary.write_text(self._json(), encoding="utf-8")
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, self._json())
 
   def _json(self) -> str:
     content = dataclasses.asdict(self) | {"format": FORMAT}

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from mer_dg.networks.published.backbone import Backbone
+from mer_dg.protocol import replacing
 
 FORMAT = "mer_dg.pretrained.1"
 
@@ -25,7 +26,7 @@ def save_weights(
   *,
   source: str = "",
 ) -> None:
-  """Writes the variables of ``backbone`` under a temporary name, then renames.
+  """Writes the variables of ``backbone``, whole or not at all.
 
   Args:
     path: Target, by convention ``*.safetensors``.
@@ -40,13 +41,8 @@ def save_weights(
   flat = traverse_util.flatten_dict(variables, sep="/")
   _check(str(path), backbone, {name: np.shape(v) for name, v in flat.items()})
   tensors = {k: np.ascontiguousarray(v, np.float32) for k, v in flat.items()}
-  path = pathlib.Path(path)
-  part = path.with_name(f".{path.name}.part-{os.getpid()}")
-  try:
+  with replacing(path) as part:
     save_file(tensors, part, {"format": FORMAT, "source": source} | _size(backbone))
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def load_weights(
