@@ -155,8 +155,8 @@ def test_a_wrong_value_leaves_nothing_behind(main, tmp_path, words, message):
 
 @pytest.fixture
 def program():
-  """main.py as a module, with its signal handlers taken back afterwards."""
-  import main as module
+  """The command as a module, with its signal handlers taken back afterwards."""
+  import mer_dg.__main__ as module
 
   handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
   yield module
@@ -177,6 +177,31 @@ def program():
 )
 def test_a_number_of_seeds(program, word, meant):
   assert program._completed(["main.py", CONFIG, word]) == ["main.py", CONFIG, meant]
+
+
+@pytest.mark.parametrize("flag", [["--config={}"], ["--config", "{}"]])
+def test_a_shipped_config_is_a_name_everywhere(program, monkeypatch, tmp_path, flag):
+  meant = lambda config: program._completed(["x", *(w.format(config) for w in flag)])
+  path = program.CONFIGS / "features.py"
+  assert path.is_file()
+  for given in ("features", "configs/features.py"):
+    monkeypatch.chdir(tmp_path)  # An empty folder.
+    assert meant(f"{given}:u")[-1].endswith(f"{path}:u")
+    assert "".join(meant(given)).endswith(str(path))
+    monkeypatch.chdir(program.CONFIGS.parent)
+  own = tmp_path / "features.py"
+  for given in ("configs/features.py", str(own), "else/features.py", "nothing"):
+    assert "".join(meant(given)).endswith(given)  # A file, or none: as it is.
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "features").write_text("")
+  assert "".join(meant("features")).endswith("features")
+
+
+def test_the_command_of_a_report_can_be_typed_again(program):
+  argv = ["main.py", "--config=a b.py"]
+  assert program._command(argv) == "python main.py '--config=a b.py'"
+  argv[0] = "/venv/bin/mer-dg"
+  assert program._command(argv) == "mer-dg '--config=a b.py'"
 
 
 def test_a_workdir_is_enough_to_look_at_it(program, tmp_path):
