@@ -2,6 +2,12 @@
 
 import pathlib
 import re
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import _pages
+
+_pages.make()
 
 project = "mer-dg"
 author = "The mer-dg authors"
@@ -12,6 +18,7 @@ release = re.search(r'^__version__ = "(.+)"$', _package.read_text(), re.M)[1]
 extensions = [
   "myst_parser",
   "sphinx.ext.autodoc",
+  "sphinx.ext.autosummary",
   "sphinx.ext.mathjax",
   "sphinx.ext.napoleon",
 ]
@@ -24,6 +31,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.xref_missing"]
 
+autosummary_generate = False  # The tables of a room link to its own page.
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # The docstrings give shapes and units, which types cannot.
 napoleon_use_ivar = True  # Fields of a NamedTuple are otherwise described twice.

@@ -169,7 +169,7 @@ def reliability_metrics(
   Returns:
     For each bin b, ``00`` to ``14``: ``reliability/<b>/share`` of all rows, in [0, 1];
     ``reliability/<b>/confidence`` and ``reliability/<b>/accuracy``, means of the rows
-    in the bin, NaN if it is empty. ``ece`` is the sum of share |accuracy - confidence|.
+    in the bin, NaN if it is empty. ``ece`` is the sum of share times their distance.
 
   Example:
     >>> m = reliability_metrics(jnp.zeros((2, 2)), jnp.array([0, 0]))

@@ -1,0 +1,198 @@
+"""Pages made from what they describe: config fields, the API, the leaderboard.
+
+Config fields and API are made when the docs are built (`conf.py`). The leaderboard is
+tracked, so that a code host shows it; `python docs/_pages.py` makes it again.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Sequence
+import csv
+import importlib
+from pathlib import Path
+import pkgutil
+from types import ModuleType
+
+from mer_dg import protocol
+from mer_dg.reporting import names
+
+DOCS = Path(__file__).parent
+# The rooms in the order in which a reader wants them, and what each is for.
+ROOMS = {
+  "entropy": "Estimators of differential entropy in nats, and the MER-DG loss.",
+  "mixing": "Modality mix: recombined samples, their labels, schedules and routing.",
+  "losses": "Every other loss and weight, as pure functions.",
+  "methods": "The seam on which methods stand, and the registry.",
+  "networks": "Encoders, fusion and heads in Flax Linen.",
+  "data": "Datasets as arrays or streams, splits, balanced batches.",
+  "training": "State, step, drivers, checkpoints.",
+  "evaluation": "Network on rows to metrics; probes, similarity, corruptions.",
+  "protocol": "Records, folds, selection, statistics: no jax.",
+  "reporting": "Records to one long frame, tables, figures and a page.",
+  "experiments": "Config to runs to records to report.",
+}
+
+
+def api(room: str) -> str:
+  """The page of a room: a table of its public names, then each in full."""
+  module = importlib.import_module(f"mer_dg.{room}")
+  if hasattr(module, "__all__"):
+    parts = [_documented(module.__name__, _own(module, module.__all__))]
+  else:
+    found = pkgutil.iter_modules(module.__path__, f"{module.__name__}.")
+    own = [importlib.import_module(m.name) for m in found]
+    parts = [_documented(m.__name__, _own(m, vars(m))) for m in own]
+  head = f"# `mer_dg.{room}`\n\n{ROOMS[room]}\n"
+  return "\n".join([head, "```{eval-rst}", *parts, "```", ""])
+
+
+def _documented(module: str, public: Sequence[str]) -> str:
+  listed = "\n".join(f"   {name}" for name in public)
+  return f"""
+.. currentmodule:: {module}
+
+.. autosummary::
+   :nosignatures:
+
+{listed}
+
+.. automodule:: {module}
+   :members: {", ".join(public)}
+   :imported-members:
+"""
+
+
+def _own(module: ModuleType, named: Iterable[str]) -> list[str]:
+  """The public functions and classes that are of this room; constants speak alone."""
+  public = {n: getattr(module, n) for n in named if n[0] != "_"}
+  of = lambda value: str(getattr(value, "__module__", ""))
+  return [
+    n for n, value in public.items()
+    if callable(value) and of(value).startswith(module.__name__)
+  ]  # fmt: skip
+
+
+def fields() -> str:
+  """Every field of a config with its default and comment, from configs/common.py."""
+  path = DOCS.parent / "configs" / "common.py"
+  source = path.read_text()
+  lines = source.splitlines()
+  function = next(
+    node for node in ast.parse(source).body
+    if isinstance(node, ast.FunctionDef) and node.name == "get_config"
+  )  # fmt: skip
+  rows: list[tuple[str, str, str]] = []
+
+  def add(name: str, value: ast.expr, first: int, last: int) -> None:
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "dict":
+      for word in value.keywords:
+        if word.arg:
+          add(f"{name}.{word.arg}", word.value, word.lineno, word.end_lineno or 0)
+      return
+    rows.append((name, ast.unparse(value), _comment(lines, first, last)))
+
+  for node in function.body:
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+      add(node.targets[0].attr, node.value, node.lineno, node.end_lineno or 0)
+  text = [
+    "# Config fields\n",
+    "Every field with its default; `--config.FIELD=VALUE` sets it. The file of a",
+    "config says where it differs. Hyperparameters of methods are in `recipes`, under",
+    "the name of the recipe and of the term ([methods](../methods.md)).\n",
+    "| field | default | |",
+    "| --- | --- | --- |",
+  ]
+  cell = lambda text: text.replace("|", "\\|")
+  text += [f"| `{n}` | `{cell(v)}` | {cell(c)} |" for n, v, c in rows]
+  return "\n".join(text) + "\n"
+
+
+def _comment(lines: list[str], first: int, last: int) -> str:
+  """The comment lines above a field, else what stands behind it."""
+  above: list[str] = []
+  for line in reversed(lines[: first - 1]):
+    if not line.strip().startswith("# "):
+      break
+    above.insert(0, line.strip()[2:])
+  behind = lines[last - 1].partition("  # ")[2]
+  return " ".join([*above, behind]).strip()
+
+
+def leaderboard() -> str:
+  """Means over held-out domains of every table in docs/results, best first."""
+  parts = [LEADERBOARD]
+  for path in sorted((DOCS / "results").glob("*/table.csv")):
+    with path.open() as file:
+      rows = [r for r in csv.DictReader(file) if r["selection"] == "source_val"
+              and r["protocol"] == "leave_one_domain_out"]  # fmt: skip
+    for key, own in protocol.group_by(rows, _board).items():
+      dataset, version, modalities, metric = key
+      shown = modalities.replace("+", " + ")
+      parts.append(f"\n## {dataset} ({shown}), {path.parent.name}\n")
+      parts.append(f"Target {names.metric_name(metric)}; data version `{version}`;")
+      parts.append(f"[records](results/{path.parent.name}/table.csv).\n")
+      parts.append(_ranked(own, metric))
+  return "\n".join(parts) + "\n"
+
+
+def _board(row: dict) -> tuple[str, ...]:
+  return tuple(row[k] for k in ("dataset", "data_version", "modalities", "metric"))
+
+
+def _ranked(rows: list[dict], metric: str) -> str:
+  scores: dict[str, dict] = {}
+  for r in rows:
+    units = scores.setdefault(r["method"], {}).setdefault(r["target"], {})
+    units[r["seed"], r["split_seed"]] = float(r["value"])
+  found = {m: protocol.summarize(of) for m, of in scores.items()}
+  sign = 1 if metric in protocol.LOWER_IS_BETTER else -1
+  body = []
+  for method in sorted(found, key=lambda m: sign * found[m].mean):
+    of = scores[method]
+    gain = None if method == "erm" else protocol.paired_difference(of, scores["erm"])
+    tried = max(int(r["trials"]) for r in rows if r["method"] == method)
+    body.append([
+      names.display(method), names.interval(found[method], metric),
+      names.difference(gain, float("nan"), metric),
+      str(sum(map(len, of.values()))), str(tried),
+    ])  # fmt: skip
+  header = ["method", "mean", "difference to ERM", "runs", "settings"]
+  return names.pipe_table(header, body)
+
+
+LEADERBOARD = """# Leaderboard
+
+Made from the records in `docs/results` by `python docs/_pages.py`: every domain held
+out in turn, checkpoints selected on source validation. Mean over held-out domains ±
+half the 95 % interval for *new* domains, paired difference to ERM with the same kind of
+interval, runs behind it, settings tried. Defaults, unless more than one setting was
+tried. A place in a table is no proof of a difference: read the intervals.
+
+**How to submit.** Add your method to a table and send its records, not its numbers:
+
+1. `docs/add_a_method.md`; then the command of the table with
+   `--config.methods="('erm','yours')"` and its seeds (the command is in the `report.md`
+   beside the records). Nobody else's runs are repeated.
+2. Copy `report/table.csv` and `report/report.md` from the workdir to
+   `docs/results/NAME/` and run `python docs/_pages.py`. ERM must be in the table, on
+   the same data version: differences are paired by seed and split.
+3. Say in the pull request how settings were chosen. A search on source validation is
+   fine and is counted under *settings*; whoever looked at the target says so.
+"""
+
+
+def make() -> None:
+  """Writes the pages of one build to docs/made, which is not tracked."""
+  folder = DOCS / "made"
+  folder.mkdir(exist_ok=True)
+  pages = {room: api(room) for room in ROOMS} | {"config": fields()}
+  pages["changelog"] = "```{include} ../../CHANGELOG.md\n```\n"
+  for name, text in pages.items():
+    path = folder / f"{name}.md"
+    if not path.exists() or path.read_text() != text:  # Sphinx builds what is newer.
+      path.write_text(text)
+
+
+if __name__ == "__main__":
+  (DOCS / "leaderboard.md").write_text(leaderboard())

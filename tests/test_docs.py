@@ -1,0 +1,45 @@
+"""Pages that are made from what they describe."""
+
+import importlib.util
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def pages(repo_root):
+  spec = importlib.util.spec_from_file_location("_pages", repo_root / "docs/_pages.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_the_leaderboard_is_that_of_the_records(pages, repo_root):
+  text = pages.leaderboard()
+  assert (repo_root / "docs" / "leaderboard.md").read_text() == text
+  assert text.count("\n## ") >= 6
+  # docs/results/field_cooccurrence/report.md has the same numbers.
+  assert "71.5 ± 3.7 | +28.5 [+26.7, +30.4]" in text
+
+
+def test_the_page_of_fields_has_every_field_with_default_and_comment(pages):
+  from configs import common
+
+  config = common.get_config()
+  rows = dict(
+    line.split(" | ", 1) for line in pages.fields().splitlines() if line[:3] == "| `"
+  )
+  names = {name.strip("| `") for name in rows}
+  leaves = {
+    ".".join(path) for path in _leaves(config) if path[0] not in ("recipes", "search")
+  }
+  unread = {n for n in leaves if n.startswith("backbones.")} | {"benchmark.datasets"}
+  assert leaves - unread <= names
+  assert rows["| `data.val_fraction`"].startswith("`0.2` | Of each source domain")
+
+
+def _leaves(config, above=()):
+  for name, value in config.items():
+    if hasattr(value, "items"):
+      yield from _leaves(value, (*above, name))
+    else:
+      yield (*above, name)
