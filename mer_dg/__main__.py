@@ -104,14 +104,7 @@ def _completed(argv: list[str]) -> list[str]:
 
 
 def _shipped(config: str) -> str:
-  """``features:user_b``, or a path that is not there, as the file that is shipped.
-
-  Example:
-    >>> _shipped("no/such.py:d1")
-    'no/such.py:d1'
-    >>> Path(_shipped("features:d1")).parts[-2:]
-    ('configs', 'features.py:d1')
-  """
+  """``features:user_b``, or a path that is not there, as the file that is shipped."""
   name, colon, argument = config.partition(":")
   path = CONFIGS / f"{Path(name).stem}.py"
   ours = name in (path.stem, f"configs/{path.name}")
