@@ -60,6 +60,7 @@ def get_config(name: str, argument: str, rows: Mapping[str, int]):
     c.batch_size = 16
     c.backbones.bn_mode = "batch"
     c.backbones.audio_layer4 = "random"
+    c.data.reencode = False  # A prepared set of videos cannot; True there.
   else:
     c.method = "mer_kde"
     c.batch_size = 48

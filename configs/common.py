@@ -47,6 +47,9 @@ def get_config() -> config_dict.ConfigDict:
     # Rows that test a target where the set brings a split: test, or all of them.
     target_rows="test",
     sync_augment=False,  # epic and hac only: cut video and flow at the same place.
+    # epic and hac only: frames of another size than 256 as a prepared set stores them,
+    # after JPEG; False: as they are decoded, which is what the references train on.
+    reencode=True,
     audio="logmel",  # av_digits only: logmel, logmel_resampled or waveform.
     # cooccurrence only, see mer_dg/data/cooccurrence.py.
     cooccurrence=dict(
@@ -96,12 +99,13 @@ def get_config() -> config_dict.ConfigDict:
     audio=dict(published),
     flow=dict(published),
   )
-  # How the stream driver reads rows ahead; no number depends on it.
+  # How the stream driver reads rows ahead; no number of a sound set depends on it.
   c.reader = dict(
     threads=8,  # 0 reads in the training thread.
     workers=0,  # Processes beside this one, each with its own threads.
     prefetch=8,  # Batches read ahead, per process; at least the threads.
     eval_batch=8,  # Rows per evaluation batch of epic and hac.
+    max_damaged=0.01,  # Share of the clips that may be unreadable and are left out.
   )
 
   # Adam with coupled L2 (not AdamW), as in the reference code.

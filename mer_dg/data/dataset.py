@@ -114,6 +114,11 @@ class Dataset(abc.ABC):
     return batch["inputs"]
 
   @property
+  def num_damaged(self) -> int:
+    """Rows that could not be read so far and were left out."""
+    return 0
+
+  @property
   def tags(self) -> dict[str, str]:
     """What records have to say of the set beside its version."""
     return {}

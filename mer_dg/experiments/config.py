@@ -42,8 +42,11 @@ _PROTOCOL = ("protocol", "metric", "split_seed", "total_steps", "batch_size",
              "eval_every")  # fmt: skip
 _DATA = ("name", "modalities", "val_fraction", "drop_unseen_classes", "target_rows")
 # Fields of ``config.data`` that some sets have.
-_DATA_OF = {"av_digits": ("audio",), "cooccurrence": ("cooccurrence",)}
-_DATA_OF |= dict.fromkeys(VIDEO_SETS, ("sync_augment",))
+_DATA_OF: dict[str, tuple[str, ...]] = {
+  "av_digits": ("audio",),
+  "cooccurrence": ("cooccurrence",),
+  **dict.fromkeys(VIDEO_SETS, ("sync_augment", "reencode")),
+}
 
 
 class ConfigError(ValueError):
@@ -151,6 +154,7 @@ class DataFields:
   drop_unseen_classes: Bool
   target_rows: Annotated[str, _one_of(*TARGET_ROWS)]
   sync_augment: Bool
+  reencode: Bool
   audio: Annotated[str, _one_of(*AUDIO)]
   cooccurrence: CooccurrenceFields
 
@@ -207,6 +211,7 @@ class ReaderFields:
   workers: Annotated[int, _integer(0, 1024)]
   prefetch: Annotated[int, _integer(1, 1024)]
   eval_batch: Annotated[int, _integer(1, 65536)]
+  max_damaged: Annotated[float, _number(0.0, 1.0)]
 
 
 @_frozen

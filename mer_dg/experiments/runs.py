@@ -130,6 +130,7 @@ def record_of(setup: Setup, evaluation: Evaluation) -> Record:
     git_revision=code_revision(),
     wall_time_s=evaluation.wall_time_s,
     device=device_name(),
+    damaged=setup.dataset.num_damaged,
   )
 
 

@@ -20,6 +20,7 @@ from mer_dg.data.registry import REGISTERED
 from mer_dg.data.sampling import Pool, make_pool
 from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
 from mer_dg.data.video.dataset import VIDEO_SETS, load_video
+from mer_dg.data.video.reader import MAX_DAMAGED
 from mer_dg.evaluation import (
   accuracy,
   balanced_accuracy,
@@ -54,8 +55,13 @@ EVAL_BLOCK = 256
 HEADLINE = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
 
-def load_dataset(data: DataFields) -> Dataset:
-  """The dataset of ``config.data``, restricted to the chosen modalities."""
+def load_dataset(data: DataFields, max_damaged: float = MAX_DAMAGED) -> Dataset:
+  """The dataset of ``config.data``, restricted to the chosen modalities.
+
+  Args:
+    data: ``config.data``.
+    max_damaged: ``config.reader.max_damaged``.
+  """
   if data.name in REGISTERED:
     dataset = REGISTERED[data.name](as_dict(data))
   elif data.name == "npz":
@@ -67,7 +73,13 @@ def load_dataset(data: DataFields) -> Dataset:
   elif data.name == "av_digits":
     dataset = load_av_digits(data.path, audio=data.audio)
   elif data.name in VIDEO_SETS:
-    dataset = load_video(data.name, data.path, sync_augment=data.sync_augment)
+    dataset = load_video(
+      data.name,
+      data.path,
+      reencode=data.reencode,
+      sync_augment=data.sync_augment,
+      max_damaged=max_damaged,
+    )
   else:
     dataset = make_cooccurrence(Cooccurrence(**vars(data.cooccurrence)))
   dataset = dataclasses.replace(dataset, target_rows=data.target_rows)
@@ -162,7 +174,7 @@ def make_setup(config: Config, dataset: Dataset | None = None) -> Setup:
     DataError: Data that do not fit the config.
   """
   if dataset is None:
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data, config.reader.max_damaged)
   backbones = {}
   if config.network.encoder == ENCODER:
     backbones = make_backbones(config, dataset.modalities)

@@ -60,6 +60,7 @@ class Record(Identity):
   wall_time_s: float
   device: str
   time: str
+  damaged: int
 
 
 FIELDS = tuple(Record.__annotations__)
@@ -68,7 +69,7 @@ _DEFAULT_PROTOCOL = "leave_one_domain_out"  # Of lines older than the field, too
 _TYPES: dict[str, Any] = dict.fromkeys(FIELDS, str) | {
   "sources": list, "modalities": list, "hyper": dict, "tags": dict, "metrics": dict,
   "seed": int, "split_seed": int, "trials": int, "step": int,
-  "wall_time_s": (int, float),
+  "wall_time_s": (int, float), "damaged": int,
 }  # fmt: skip
 # Words that say that something is not there.
 _OFF = ("", "none", "off", "False")
@@ -134,6 +135,7 @@ def make_record(
   device: str,
   protocol: str = _DEFAULT_PROTOCOL,
   tags: Mapping[str, str] | None = None,
+  damaged: int = 0,
 ) -> Record:
   """Builds a `Record`; adds `run_id` and ``time`` (UTC), turns arrays into numbers.
 
@@ -157,6 +159,7 @@ def make_record(
     device: Number and kind of the devices.
     protocol: One of `PROTOCOLS`.
     tags: Hyperparameters that are words; none if None.
+    damaged: Rows that this process could not read so far and left out.
 
   Raises:
     TypeError: If a hyperparameter or metric is not a number, or a tag no word.
@@ -212,6 +215,7 @@ def make_record(
     wall_time_s=float(wall_time_s),
     device=str(device),
     time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    damaged=int(damaged),
   )
 
 
@@ -368,6 +372,7 @@ def _from_line(line: bytes) -> Record:
   value = json.loads(line.decode())  # Bytes would be probed for UTF-16.
   if isinstance(value, dict):
     value.setdefault("protocol", _DEFAULT_PROTOCOL)
+    value.setdefault("damaged", 0)
     if "tags" not in value and isinstance(value.get("hyper"), dict):
       value |= _without_words(value["hyper"])
   missing = [f for f in FIELDS if not isinstance(value, dict) or f not in value]

@@ -44,11 +44,16 @@ def facts(
     "code": [names.short_revision(r) for r in distinct("git_revision")],
     "protocol (hash of the config)": distinct("config_hash"),
     "device": distinct("device"),
+    "damaged rows left out": [_span(found) for found in [_damaged(records)] if found],
     "time": [" to ".join(dict.fromkeys((times[0], times[-1]))) + " (UTC)"],
   }
   for method, rows in by_method.items():
     out[f"hyperparameters of {names.display(method)}"] = _settings(rows)
   return {name: lines for name, lines in out.items() if any(lines)}
+
+
+def _damaged(records: Sequence[AnyRecord]) -> list[int]:
+  return sorted({int(r.get("damaged", 0)) for r in records} - {0})
 
 
 def _span(values: Sequence[int]) -> str:

@@ -280,6 +280,7 @@ def test_a_run_goes_on_without_a_damaged_clip(hac_root, tmp_path, workers):
     with pytest.warns(RuntimeWarning, match=r"a-001.mp4: cannot be .*animal.*left out"):
       batch = blocks(dataset, 0.2)
     assert list(dataset.damaged) == ["animal/train/a-001.mp4"]
+    assert dataset.num_damaged == 1
   else:
     batch = blocks(dataset, 0.2)
   assert batch["mask"].tolist() == [True, False, True, True]

@@ -39,6 +39,8 @@ def test_names_and_settings():
   # 730 clips of animal, 8 in a batch.
   assert theirs.total_steps == 20 * 91
   assert theirs.data.target_rows == "all"
+  assert ours.data.reencode
+  assert not theirs.data.reencode
   made = make_backbones(theirs, ("audio", "flow"))
   assert made["audio"].options["layer4_init"] == "random"
   assert made["flow"].options["layer4_init"] == "pretrained"
@@ -88,6 +90,7 @@ def config():
       "config.backbones, audio: layer4_init='random' needs bn_mode",
     ),
     ({"reader__prefetch": 0}, "config.reader.prefetch=0 must be an integer"),
+    ({"reader__max_damaged": 1.5}, "config.reader.max_damaged=1.5 must be a number in"),
   ],
 )
 def test_fields_that_do_not_fit(config, fields, message):
@@ -98,10 +101,15 @@ def test_fields_that_do_not_fit(config, fields, message):
 def test_where_files_lie_and_encoders_are_no_part_of_the_protocol(config):
   base = protocol_hash(validate(config()))
   same = {"data__path": "x", "backbones__video__weights": "y", "reader__threads": 1}
+  same |= {"reader__max_damaged": 0.5}
   same |= {"backbones__bn_mode": "layer4"}  # Records say so, as a tag of the run.
   assert protocol_hash(validate(config(**same))) == base
-  for other in ({"data__sync_augment": True}, {"data__target_rows": "test"}):
-    assert protocol_hash(validate(config(**other))) != base
+  for name, value in (
+    ("sync_augment", True),
+    ("reencode", False),
+    ("target_rows", "test"),
+  ):
+    assert protocol_hash(validate(config(**{f"data__{name}": value}))) != base
 
 
 def test_a_set_that_is_not_there(config, tmp_path):

@@ -65,6 +65,10 @@ class VideoDataset(Dataset):
     """Whether test clips that a train list has too are left out."""
     return {"data.dedup": str(self.source.table.dedup)}
 
+  @property
+  def num_damaged(self) -> int:
+    return len(self.damaged)
+
   def select_modalities(self, modalities: Sequence[str]) -> VideoDataset:
     """The set with some modalities; their order stays video, audio, flow."""
     ClipReader(self.source, modalities=modalities, train=False)  # Checks the names.
@@ -190,7 +194,7 @@ def _source(name: str, folder: pathlib.Path, reencode: bool) -> VideoSource:
   films = (f for c in source.table.clips for f in (c.video, c.flow) if f is not None)
   if not reencode and any(f.is_video for f in films):
     raise DataError(
-      f"{folder}: holds the frames of videos as JPEG; without them being encoded anew "
-      "they are read from the published folder only."
+      f"{folder}: holds the frames of videos as JPEG; config.data.reencode=False reads "
+      "them from the published folder only."
     )
   return source
