@@ -42,6 +42,8 @@ def get_config() -> config_dict.ConfigDict:
     name="npz",  # npz, av_digits, cooccurrence, epic or hac.
     path="",  # The .npz file, or the folder of the set.
     modalities=(),  # () is all, in the order of the file.
+    # npz only: ("M=KIND", ...) for what is read wrongly; --config.data.kinds.M=KIND.
+    kinds=(),
     val_fraction=0.2,  # Of each source domain, where the set brings no split.
     drop_unseen_classes=False,  # Drop target rows of classes that no source has.
     # Rows that test a target where the set brings a split: test, or all of them.

@@ -81,8 +81,15 @@ _STORED = CONFIGS / "_stored.py"
 
 
 def _completed(argv: list[str]) -> list[str]:
-  """The words with the workdir's config where there is no other, and seeds counted."""
+  """The words with the workdir's config where there is no other, and seeds counted.
+
+  Kinds of modalities, of which no config knows the names, become one field.
+  """
   count = re.compile(r"(--?config\.seeds)=([1-9]\d{0,3})")
+  kind = re.compile(r"--?config\.data\.kinds\.(.+=\w+)")
+  kinds = tuple(found[1] for word in argv[1:] if (found := kind.fullmatch(word)))
+  argv = [word for word in argv if not kind.fullmatch(word)]
+  argv += [f"--config.data.kinds={kinds!r}"] * bool(kinds)
   words = [argv[0]]
   for before, word in itertools.pairwise(argv):
     flag, sign, value = word.partition("=")

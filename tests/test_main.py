@@ -204,6 +204,16 @@ def test_the_command_of_a_report_can_be_typed_again(program):
   assert program._command(argv) == "mer-dg '--config=a b.py'"
 
 
+def test_kinds_of_modalities_that_no_config_knows(program):
+  given = ["--config.data.kinds.imu=vector", "--x=1", "-config.data.kinds.a.b=clip"]
+  expected = ["--x=1", "--config.data.kinds=('imu=vector', 'a.b=clip')"]
+  assert program._completed(["main.py", CONFIG, *given]) == [
+    "main.py",
+    CONFIG,
+    *expected,
+  ]
+
+
 def test_a_workdir_is_enough_to_look_at_it(program, tmp_path):
   (tmp_path / "config.json").write_text('{"seeds": [0, 1], "data": {"path": "x"}}')
   for words in ([f"--workdir={tmp_path}", "--mode=report"],

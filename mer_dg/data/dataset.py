@@ -431,8 +431,8 @@ def _odd_line(m: str, a: np.ndarray, reading: Reading) -> str:
   other = rank if rank != reading.kind else "vector"
   shape = f"[N, {', '.join(map(str, a.shape[1:]))}]"
   return (
-    f"{m!r} {shape} is read as {reading.kind} ({reading.why}); otherwise put "
-    f"{m}_kind={other!r} into the file."
+    f"{m!r} {shape} is read as {reading.kind} ({reading.why}); "
+    f"--config.data.kinds.{m}={other} if it is none."
   )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 from mer_dg.data import registry as datasets
 from mer_dg.data.av_digits import AUDIO
 from mer_dg.data.cooccurrence import TARGET_PAIRINGS
-from mer_dg.data.dataset import TARGET_ROWS
+from mer_dg.data.dataset import ARRAY_KINDS, TARGET_ROWS
 from mer_dg.data.video.dataset import VIDEO_SETS
 from mer_dg.experiments import video_config
 from mer_dg.methods import (
@@ -40,7 +40,14 @@ SUBSETS = ("all", "fused", "every")
 # how it is run. Where the data lie is neither: records have a hash of their content.
 _PROTOCOL = ("protocol", "metric", "split_seed", "total_steps", "batch_size",
              "eval_every")  # fmt: skip
-_DATA = ("name", "modalities", "val_fraction", "drop_unseen_classes", "target_rows")
+_DATA = (
+  "name",
+  "modalities",
+  "kinds",
+  "val_fraction",
+  "drop_unseen_classes",
+  "target_rows",
+)
 # Fields of ``config.data`` that some sets have.
 _DATA_OF: dict[str, tuple[str, ...]] = {
   "av_digits": ("audio",),
@@ -103,6 +110,11 @@ _GROUPS: Check = lambda v: (
   if not isinstance(v, Mapping) or any(map(_GROUP, v.values()))
   else ""
 )
+_KIND: Check = lambda v: (
+  ""
+  if isinstance(v, str) and v.rpartition("=")[0] and v.rpartition("=")[2] in ARRAY_KINDS
+  else f"'MODALITY=KIND' with a kind out of {ARRAY_KINDS}"
+)
 _RATE = lambda v: "" if _number(0.0)(v) == "" and v < 1 else "a number in [0, 1)"
 
 # A field's type, and the check of its value.
@@ -150,6 +162,7 @@ class DataFields:
   name: SetName
   path: Text
   modalities: Names
+  kinds: Annotated[tuple[str, ...], _each(_KIND)]
   val_fraction: Annotated[float, _number(0.0, 0.9, open_low=True)]
   drop_unseen_classes: Bool
   target_rows: Annotated[str, _one_of(*TARGET_ROWS)]

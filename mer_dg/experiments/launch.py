@@ -16,6 +16,7 @@ from mer_dg.experiments.hosts import is_first_host, this_host
 from mer_dg.experiments.runs import evaluation_steps, run_id
 from mer_dg.experiments.search import final_runs
 from mer_dg.experiments.setup import Setup, check, make_setup
+from mer_dg.experiments.summary import summary
 from mer_dg.experiments.tables import recorder, report, train_table
 from mer_dg.experiments.workdir import Workdir, WorkdirError
 from mer_dg.methods import MethodError
@@ -94,6 +95,8 @@ def run(
       config = dataclasses.replace(config, target="")
     setup = make_setup(config)
     check(setup)
+    if mode in ("train", "diagnose") and is_first_host():
+      print(summary(setup))
     folder.check_data(setup.dataset.version)
     text = _compute(setup, folder, mode, name, command)
   print(text)

@@ -62,6 +62,8 @@ def load_dataset(data: DataFields, max_damaged: float = MAX_DAMAGED) -> Dataset:
     data: ``config.data``.
     max_damaged: ``config.reader.max_damaged``.
   """
+  if data.kinds and data.name != "npz":
+    raise ConfigError(f"config.data.kinds={data.kinds!r} needs config.data.name='npz'.")
   if data.name in REGISTERED:
     dataset = REGISTERED[data.name](as_dict(data))
   elif data.name == "npz":
@@ -69,7 +71,8 @@ def load_dataset(data: DataFields, max_damaged: float = MAX_DAMAGED) -> Dataset:
       raise ConfigError(
         "config.data.path='' must name a .npz file: --config.data.path=FILE."
       )
-    dataset = load_npz(data.path)
+    kinds = dict(word.rpartition("=")[::2] for word in data.kinds)
+    dataset = load_npz(data.path, kinds=kinds)
   elif data.name == "av_digits":
     dataset = load_av_digits(data.path, audio=data.audio)
   elif data.name in VIDEO_SETS:

@@ -103,11 +103,11 @@ def test_what_an_array_shows_to_be(tmp_path, case):
   said = [line for line in loaded.warnings if line.startswith("'m' [N, ")]
   assert len(said) == odd
   if odd:  # What it says to type does something else.
-    other = said[0].rpartition("m_kind='")[2].partition("'")[0]
+    other = said[0].rpartition("--config.data.kinds.m=")[2].partition(" ")[0]
     again = _load(make(np.random.default_rng(0)), tmp_path, kinds={"m": other})
     assert again.why["m"] == "as given"
     assert again.inputs["m"].shape[1:] != shape or again.kinds["m"] != kind
-    assert not [line for line in again.warnings if "m_kind" in line]
+    assert not [line for line in again.warnings if "data.kinds" in line]
 
 
 def test_chw_pixels_stay_where_they_were():
