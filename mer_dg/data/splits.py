@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 import numpy as np
 
 from mer_dg.data.dataset import SPLITS, DataError, Dataset
+from mer_dg.protocol import seed_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +181,7 @@ def _split_domain(dataset, name, rows, split_seed, val_fraction):
 
 def domain_rng(seed: int, domain: str) -> np.random.Generator:
   """Generator that depends on (seed, domain name) and nothing else."""
-  digest = hashlib.sha256(f"{seed}/{domain}".encode()).digest()
-  return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+  return np.random.default_rng(seed_of(f"{seed}/{domain}"))
 
 
 def _stratified_groups(label, group, fraction, rng) -> np.ndarray:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 import hashlib
 import pathlib
 from typing import Any
-import zlib
 
 import jax
 import jax.numpy as jnp
 
+from mer_dg.contracts import named_key
 from mer_dg.experiments.config import Config, ConfigError
 from mer_dg.networks import (
   Backbone,
@@ -67,7 +67,7 @@ def load(
     path = _weights_file(config, m)
     if path is None:
       continue
-    own = jax.random.fold_in(key, zlib.crc32(f"layer4_{m}".encode()))
+    own = named_key(key, f"layer4_{m}")
     try:
       loaded[m] = load_weights(path, backbone, own)
     except (ValueError, ImportError) as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import hashlib
 import math
 from typing import Any
 
 from mer_dg.experiments.config import Config
 from mer_dg.experiments.runs import Evaluation, Run
 from mer_dg.methods import SETTINGS, merge_recipes, numbers_of
-from mer_dg.protocol import Assignment, validation_score
+from mer_dg.protocol import Assignment, seed_of, validation_score
 
 # What a search finds for a method and task: overrides, and how many it tried.
 Choice = tuple[tuple[tuple[str, float], ...], int]
@@ -25,8 +24,7 @@ def draw(trial: int, name: str, low: float, high: float) -> float:
     >>> draw(1, "mer.weight", 1.0, 1.0)
     1.0
   """
-  digest = hashlib.sha256(f"{trial}/{name}".encode()).digest()
-  unit = int.from_bytes(digest[:8], "little") / 2**64
+  unit = seed_of(f"{trial}/{name}") / 2**64
   return math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
 
 

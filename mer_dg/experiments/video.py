@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-import zlib
 
 import jax
 import numpy as np
 
-from mer_dg.contracts import Network
+from mer_dg.contracts import Network, named_key
 from mer_dg.data.arrays import Batch, eval_blocks
 from mer_dg.data.dataset import Dataset
 from mer_dg.data.stream import stream_blocks
@@ -48,7 +47,7 @@ def with_inputs(step: Step, dataset: Dataset) -> Step:
 
   def prepared(state: TrainState, batch: Batch, key: jax.Array):
     # Far from the keys that the step splits off: those are folded in with 0 and 1.
-    noise = jax.random.fold_in(key, zlib.crc32(b"spectrogram"))
+    noise = named_key(key, "spectrogram")
     inputs = dataset.device_inputs(batch, key=noise, epoch=state.step)
     return step(state, {**batch, "inputs": inputs}, key)
 

@@ -16,6 +16,7 @@ from mer_dg.protocol.records import (
   raise_trials,
   read_records,
   run_id,
+  seed_of,
   stable_hash,
 )
 from mer_dg.protocol.selection import (
@@ -82,6 +83,7 @@ __all__ = [
   "read_records",
   "replacing",
   "run_id",
+  "seed_of",
   "select",
   "select_leave_one_source_out",
   "setting",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import signal
 
 SAMPLE_RATE = 16_000
 SAMPLES = 160_000  # 10 s
@@ -21,28 +22,6 @@ TAPER = 0.25
 FLOOR = 1e-7
 # Of the training noise: half its width, and the rows of frequency set to zero.
 NOISE, MASKED_ROWS = 0.05, 9
-
-
-def tukey_window(size: int = WINDOW, taper: float = TAPER) -> np.ndarray:
-  """Periodic Tukey window: flat, with ``taper`` of its length under cosine flanks.
-
-  Equals ``scipy.signal.get_window(("tukey", taper), size)``.
-
-  Args:
-    size: Samples.
-    taper: Share of both flanks together, above 0 and at most 1.
-
-  Returns:
-    float64 ``[size]``.
-
-  Example:
-    >>> tukey_window(8, 0.5).round(3).tolist()
-    [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5]
-  """
-  # A symmetric window of one sample more, without its last.
-  from_edge = np.minimum(np.arange(size), size - np.arange(size))
-  flank = np.minimum(2.0 * from_edge / (taper * size), 1.0)
-  return 0.5 - 0.5 * np.cos(np.pi * flank)
 
 
 def power_spectrogram(audio: jax.Array) -> jax.Array:
@@ -75,7 +54,7 @@ def power_spectrogram(audio: jax.Array) -> jax.Array:
   at = np.arange(frames)[:, None] * HOP + np.arange(WINDOW)[None, :]
   segments = audio[..., at]  # [..., frames, 512]
   segments = segments - segments.mean(axis=-1, keepdims=True)
-  taper = tukey_window()
+  taper = signal.get_window(("tukey", TAPER), WINDOW)
   window = jnp.asarray(taper, audio.dtype)
   window = window.reshape((1,) * (segments.ndim - 1) + (WINDOW,))
   spectrum = jnp.fft.rfft(segments * window, axis=-1)
