@@ -224,17 +224,6 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def without(present: Mapping[str, jax.Array], m: str) -> dict[str, jax.Array]:
-  """Presence with modality ``m`` taken away everywhere.
-
-  Example:
-    >>> from mer_dg.contracts import without
-    >>> without({"a": jnp.array([True])}, "a")["a"].tolist()
-    [False]
-  """
-  return {**present, m: jax.numpy.zeros_like(present[m])}
-
-
 class Registry(dict[str, Any]):
   """What a config may name, ours and a user's alike: ``{name: thing}``.
 

@@ -21,15 +21,6 @@ from mer_dg.evaluation.metrics import (
 )
 from mer_dg.evaluation.missing import mean_embeddings, missing_modalities
 from mer_dg.evaluation.probe import Probe, fit_probe, linear_probe, probe_logits
-from mer_dg.evaluation.ranking import (
-  aurc,
-  auroc,
-  average_precision,
-  fpr95_misd,
-  fpr95_ood,
-  misclassification_metrics,
-  ood_metrics,
-)
 from mer_dg.evaluation.representation import (
   class_means,
   domain_probe,
@@ -45,9 +36,6 @@ __all__ = [
   "Probe",
   "accuracy",
   "adaptive_ece",
-  "aurc",
-  "auroc",
-  "average_precision",
   "balanced_accuracy",
   "brier",
   "class_means",
@@ -59,16 +47,12 @@ __all__ = [
   "domain_similarity",
   "ece",
   "fit_probe",
-  "fpr95_misd",
-  "fpr95_ood",
   "linear_cka",
   "linear_probe",
   "mean_embeddings",
-  "misclassification_metrics",
   "missing_modalities",
   "msp",
   "nll",
-  "ood_metrics",
   "per_class_recall",
   "probe_logits",
   "procrustes",

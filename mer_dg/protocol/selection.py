@@ -18,10 +18,8 @@ SOURCE_RULES = ("source_val", "re-paired_val")
 RULES = (*SOURCE_RULES, "last", "oracle")
 # Where a rule looks: prefix of the metrics.
 _LOOKS_AT = {"re-paired_val": "val/re-paired", "oracle": "target"}
-# Everything else recorded (accuracies, AUROC, recall) is better when larger.
-LOWER_IS_BETTER = frozenset(
-  {"nll", "brier", "ece", "adaptive_ece", "aurc", "e_aurc", "fpr95_misd", "fpr95_ood"}
-)
+# Everything else recorded (accuracies, recall) is better when larger.
+LOWER_IS_BETTER = frozenset({"nll", "brier", "ece", "adaptive_ece"})
 
 AnyRecord = Mapping[str, Any]
 

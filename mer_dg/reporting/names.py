@@ -105,7 +105,7 @@ PROTOCOLS = {
   "in_domain": "trained on rows of the target itself (upper bound)",
 }
 # Shown in percent; every other metric is shown as it is, with three decimals.
-_PERCENT = ("accuracy", "balanced_accuracy", "ece", "auroc_misd", "fpr95_misd")
+_PERCENT = ("accuracy", "balanced_accuracy", "ece")
 
 
 class Look(NamedTuple):

@@ -105,8 +105,12 @@ class SlowFastLayer4(nn.Module):
     return jnp.concatenate([global_pool(m) for m in pooled], axis=-1)
 
 
-class SlowOnlyTrunk(nn.Module):
-  """Stem to ``layer3`` of the slow path alone; any number of input channels.
+class ResNetTrunk(nn.Module):
+  """Stem to ``layer3`` of one path.
+
+  Of clips ``[B, T, H, W, C]`` the slow path alone, for any number of channels: maps are
+  ``[B, T, H / 16, W / 16, 16 * width]``. Of log-spectrograms ``[B, 257, 1004, 1]`` a
+  ResNet of basic blocks.
 
   Attributes:
     depths: Blocks of layer1..layer4.
@@ -120,22 +124,16 @@ class SlowOnlyTrunk(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, rows: jax.Array | None = None) -> jax.Array:
-    """``[B, T, H, W, C]`` to ``[B, T, H / 16, W / 16, 16 * width]``."""
-    stem = ConvNorm(self.width, (1, 7, 7), (1, 2, 2), self.mode, name="conv1")
+    time = (1,) * (x.ndim - 4)
+    stem = ConvNorm(self.width, (*time, 7, 7), (*time, 2, 2), self.mode, name="conv1")
     x = stem_pool(stem(x, rows))
     for i in range(3):
-      x = _stage(self, i, self.width, _SLOW_INFLATED, f"layer{i + 1}")(x, rows)
+      x = _path_stage(self, i, x)(x, rows)
     return x
 
 
-class SlowOnlyLayer4(nn.Module):
-  """``layer4`` and its pooling.
-
-  Attributes:
-    depths: Blocks of layer1..layer4.
-    width: Channels of the stem.
-    mode: See ``Mode``.
-  """
+class ResNetLayer4(nn.Module):
+  """``layer4`` of one path and its pooling; attributes as of the trunk."""
 
   depths: tuple[int, ...]
   width: int
@@ -143,49 +141,7 @@ class SlowOnlyLayer4(nn.Module):
 
   @nn.compact
   def __call__(self, maps: jax.Array, rows: jax.Array | None = None) -> jax.Array:
-    return global_pool(
-      _stage(self, 3, self.width, _SLOW_INFLATED, "layer4")(maps, rows)
-    )
-
-
-class AudioTrunk(nn.Module):
-  """Stem to ``layer3`` of the ResNet over log-spectrograms ``[B, 257, 1004, 1]``.
-
-  Attributes:
-    depths: Blocks of layer1..layer4.
-    width: Channels of the stem.
-    mode: See ``Mode``.
-  """
-
-  depths: tuple[int, ...]
-  width: int
-  mode: Mode
-
-  @nn.compact
-  def __call__(self, x: jax.Array, rows: jax.Array | None = None) -> jax.Array:
-    stem = ConvNorm(self.width, (7, 7), (2, 2), self.mode, name="conv1")
-    x = stem_pool(stem(x, rows))
-    for i in range(3):
-      x = _basic_stage(self, i)(x, rows)
-    return x
-
-
-class AudioLayer4(nn.Module):
-  """``layer4`` and its pooling.
-
-  Attributes:
-    depths: Blocks of layer1..layer4.
-    width: Channels of the stem.
-    mode: See ``Mode``.
-  """
-
-  depths: tuple[int, ...]
-  width: int
-  mode: Mode
-
-  @nn.compact
-  def __call__(self, maps: jax.Array, rows: jax.Array | None = None) -> jax.Array:
-    return global_pool(_basic_stage(self, 3)(maps, rows))
+    return global_pool(_path_stage(self, 3, maps)(maps, rows))
 
 
 def _stage(parent, i, width, inflated, name) -> BottleneckStage:
@@ -200,7 +156,9 @@ def _stage(parent, i, width, inflated, name) -> BottleneckStage:
   )
 
 
-def _basic_stage(parent, i) -> BasicStage:
+def _path_stage(parent, i, x) -> BottleneckStage | BasicStage:
+  if x.ndim == 5:
+    return _stage(parent, i, parent.width, _SLOW_INFLATED, f"layer{i + 1}")
   return BasicStage(
     planes=parent.width * 2**i,
     blocks=parent.depths[i],

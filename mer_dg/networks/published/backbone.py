@@ -44,8 +44,8 @@ _KINDS = {
     0.5,
   ),
   "slowonly_r50_flow": _Kind(
-    architectures.SlowOnlyTrunk,
-    architectures.SlowOnlyLayer4,
+    architectures.ResNetTrunk,
+    architectures.ResNetLayer4,
     (3, 4, 6, 3),
     (1, 32, 32, 2),
     32.0,
@@ -54,8 +54,8 @@ _KINDS = {
     0.5,
   ),
   "vggsound_resnet18": _Kind(
-    architectures.AudioTrunk,
-    architectures.AudioLayer4,
+    architectures.ResNetTrunk,
+    architectures.ResNetLayer4,
     (2, 2, 2, 2),
     (32, 32, 1),
     8.0,

@@ -22,8 +22,8 @@ INPUTS = {
 }
 _MODULES = {
   "slowfast_r101": (architectures.SlowFastTrunk, architectures.SlowFastLayer4),
-  "slowonly_r50_flow": (architectures.SlowOnlyTrunk, architectures.SlowOnlyLayer4),
-  "vggsound_resnet18": (architectures.AudioTrunk, architectures.AudioLayer4),
+  "slowonly_r50_flow": (architectures.ResNetTrunk, architectures.ResNetLayer4),
+  "vggsound_resnet18": (architectures.ResNetTrunk, architectures.ResNetLayer4),
 }
 assert set(INPUTS) == set(BACKBONES)
 
