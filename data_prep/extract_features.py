@@ -42,9 +42,9 @@ from mer_dg.data.video.dataset import VIDEO_SETS, VideoDataset, load_video
 from mer_dg.data.video.reader import device_inputs
 from mer_dg.data.video.table import MODALITIES
 from mer_dg.experiments.video_config import KINDS
+from mer_dg.files import replacing, write_atomic
 from mer_dg.networks import Backbone, load_weights, make_backbone
 from mer_dg.networks.published import encode
-from mer_dg.protocol import replacing, write_atomic
 
 CLIPS_PER_PART = 256
 

@@ -39,7 +39,7 @@ from mer_dg.data.video.sources import (
   stored_keys,
 )
 from mer_dg.data.video.table import ClipTable
-from mer_dg.protocol import write_atomic
+from mer_dg.files import write_atomic
 
 CLIPS_PER_SHARD = 32
 # Clips that the estimate is made of.

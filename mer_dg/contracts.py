@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 import zlib
 
@@ -222,6 +223,17 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
     False
   """
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def seed_of(name: str) -> int:
+  """64 bits from a name, the same in every process: the seed of what is called so.
+
+  Example:
+    >>> from mer_dg.contracts import seed_of
+    >>> seed_of("0/kitchen") == seed_of("0/kitchen") != seed_of("1/kitchen")
+    True
+  """
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 class Registry(dict[str, Any]):

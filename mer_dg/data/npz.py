@@ -28,7 +28,7 @@ from mer_dg.data.dataset import (
   DataError,
   make_dataset,
 )
-from mer_dg.protocol import replacing
+from mer_dg.files import replacing
 
 # Keys with a meaning of their own; no modality may be called so.
 RESERVED = (

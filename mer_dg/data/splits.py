@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from mer_dg.contracts import seed_of
 from mer_dg.data.dataset import SPLITS, DataError, Dataset
-from mer_dg.protocol import seed_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
+from mer_dg.contracts import seed_of
 from mer_dg.experiments.config import Config
 from mer_dg.experiments.runs import Evaluation, Run
 from mer_dg.methods import SETTINGS, merge_recipes, numbers_of
-from mer_dg.protocol import Assignment, seed_of, validation_score
+from mer_dg.protocol import Assignment, validation_score
 
 # What a search finds for a method and task: overrides, and how many it tried.
 Choice = tuple[tuple[tuple[str, float], ...], int]

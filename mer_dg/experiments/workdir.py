@@ -16,6 +16,7 @@ import warnings
 from mer_dg.experiments.config import Config, as_dict, protocol_hash, protocol_of
 from mer_dg.experiments.hosts import agree, is_first_host, this_host, wait_for_all
 from mer_dg.experiments.lock import LockedError, hold
+from mer_dg.files import naming
 from mer_dg.protocol import (
   Record,
   append_records,
@@ -23,7 +24,6 @@ from mer_dg.protocol import (
   read_records,
   write_atomic,
 )
-from mer_dg.protocol.files import naming
 
 # Files of records, for each of which asked.json has two lists of runs.
 _PARTS, _NOTED = ("search", "results"), ("runs", "missing")

@@ -1,6 +1,6 @@
 """Who trains and who tests, records, selection, statistics; pure, and without jax."""
 
-from mer_dg.protocol.files import file_name, replacing, write_atomic
+from mer_dg.files import file_name, write_atomic
 from mer_dg.protocol.folds import PROTOCOLS, Assignment, assignments, name_pairs
 from mer_dg.protocol.leave_one_out import (
   Choice,
@@ -16,7 +16,6 @@ from mer_dg.protocol.records import (
   raise_trials,
   read_records,
   run_id,
-  seed_of,
   stable_hash,
 )
 from mer_dg.protocol.selection import (
@@ -81,9 +80,7 @@ __all__ = [
   "raise_trials",
   "rank_methods",
   "read_records",
-  "replacing",
   "run_id",
-  "seed_of",
   "select",
   "select_leave_one_source_out",
   "setting",

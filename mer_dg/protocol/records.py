@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import warnings
 import zlib
 
-from mer_dg.protocol.files import naming, write_atomic
+from mer_dg.files import naming, write_atomic
 
 
 class RecordError(ValueError):
@@ -90,16 +90,6 @@ def stable_hash(value: Any) -> str:
   """
   text = json.dumps(value, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def seed_of(name: str) -> int:
-  """64 bits from a name, the same in every process: the seed of what is called so.
-
-  Example:
-    >>> seed_of("0/kitchen") == seed_of("0/kitchen") != seed_of("1/kitchen")
-    True
-  """
-  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def run_id(identity: Mapping[str, Any]) -> str:

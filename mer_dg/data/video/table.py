@@ -20,7 +20,7 @@ import numpy as np
 
 from mer_dg.data.archive import reason
 from mer_dg.data.dataset import DataError
-from mer_dg.protocol import write_atomic
+from mer_dg.files import write_atomic
 
 # The order of modalities in every concatenation.
 MODALITIES = ("video", "audio", "flow")

@@ -13,8 +13,8 @@ from flax import traverse_util
 import jax
 import numpy as np
 
+from mer_dg.files import replacing
 from mer_dg.networks.published.backbone import Backbone
-from mer_dg.protocol import replacing
 
 FORMAT = "mer_dg.pretrained.1"
 

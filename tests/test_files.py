@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from mer_dg.protocol.files import LONGEST_FILE_NAME, file_name, write_atomic
+from mer_dg.files import LONGEST_FILE_NAME, file_name, write_atomic
 
 HOSTILE = [
   "../../../../ESCAPED/x",
