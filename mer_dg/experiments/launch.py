@@ -13,6 +13,7 @@ from mer_dg.experiments.benchmark import is_benchmark, report_all, run_benchmark
 from mer_dg.experiments.config import Config, ConfigError, protocol_hash, validate
 from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.experiments.hosts import is_first_host, this_host
+from mer_dg.experiments.linear import linear_models, to_text
 from mer_dg.experiments.runs import evaluation_steps, run_id
 from mer_dg.experiments.search import final_runs
 from mer_dg.experiments.setup import Setup, check, make_setup
@@ -139,6 +140,11 @@ def _compute(setup: Setup, folder: Workdir, mode: str, name: str, command: str):
     if config.target:
       single.train(setup, folder)
     else:
+      if is_first_host():
+        linear = to_text(linear_models(setup), config.metric)
+        (folder.path / "report").mkdir(exist_ok=True)
+        write_atomic(folder.path / "report" / "linear.md", linear)
+        print(linear)
       train_table(setup, folder)
     return report(folder, config, name) if is_first_host() else ""
 

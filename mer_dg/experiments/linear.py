@@ -1,0 +1,250 @@
+"""What linear models make of the same splits: all modalities, each alone, averaged.
+
+No network is worth its name that does not beat them, and where all modalities together
+do worse on held-out domains than one alone, fusion overfits already here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+import warnings
+
+import numpy as np
+from tabulate import tabulate
+
+from mer_dg.data.dataset import ArrayDataset
+from mer_dg.data.evidence import spread
+from mer_dg.data.splits import Split
+from mer_dg.experiments.setup import Setup
+
+ALL, LATE = "all modalities", "average of the single ones"
+# Rows that are fitted, numbers per row; a linear model of more takes minutes.
+_ROWS, _COLUMNS = 4000, 2000
+_SIDE = 8  # Of pictures, after averaging.
+_PARTS = 6  # Of a long sequence.
+
+
+class Row(NamedTuple):
+  """A linear model: means over tasks, and the target score of each.
+
+  Attributes:
+    name: `ALL`, `LATE` or a modality.
+    val: Mean source validation, 0 to 1.
+    target: ``{target: score}``.
+  """
+
+  name: str
+  val: float
+  target: Mapping[str, float]
+
+  @property
+  def mean(self) -> float:
+    """Over targets."""
+    return float(np.mean(list(self.target.values())))
+
+
+def linear_models(setup: Setup) -> list[Row]:
+  """Logistic regressions (C = 0.1) on standardised inputs, from source rows alone.
+
+  A sequence gives the mean, deviation, least and largest value and mean absolute step
+  of each channel, one of 24 steps or more, without padding, also the mean and deviation
+  of each sixth; a picture its averages over 8 x 8 fields, a clip these of its mean
+  over time; what is missing is the mean.
+
+  Args:
+    setup: Of a set in memory.
+
+  Returns:
+    All modalities together, each alone, and the average of the probabilities of the
+    single ones; without the first and last for one modality.
+  """
+  dataset = setup.dataset.in_memory()
+  features = {m: _features(dataset, m) for m in dataset.modalities}
+  scores: dict[str, list[tuple[str, float, float]]] = {}
+  for task, split in setup.folds.items():
+    for name, (val, target) in _of_task(setup, dataset, features, split).items():
+      scores.setdefault(name, []).append((task.target, val, target))
+  return [
+    Row(name, float(np.mean([v for _, v, _ in found])), _by_target(found))
+    for name, found in scores.items()
+  ]
+
+
+def to_text(rows: list[Row], metric: str) -> str:
+  """A table of the models, and what it says of fusion; "" without models."""
+  if not rows:
+    return ""
+  number = lambda x: f"{100 * x:.1f}"
+  targets = list(rows[0].target)
+  head = ["logistic regression on", "source val", "target", *targets]
+  body = [
+    [r.name, number(r.val), number(r.mean), *(number(r.target[t]) for t in targets)]
+    for r in rows
+  ]
+  lines = [
+    f"Linear models on the same splits, {metric.replace('_', ' ')} in %:",
+    "",
+    tabulate(body, head, tablefmt="github", disable_numparse=True),
+  ]
+  if said := fusion_says(rows):
+    lines += ["", said]
+  return "\n".join(lines) + "\n"
+
+
+def fusion_says(rows: list[Row]) -> str:
+  """Whether all modalities together do worse than the one that sources choose.
+
+  Example:
+    >>> rows = [Row(ALL, 0.9, {"d": 0.5}), Row("a", 0.8, {"d": 0.7})]
+    >>> fusion_says(rows)
+    "Fusion overfits: against 'a', the best single one on source validation, all
+    modalities are 10.0 points ahead there and 20.0 points behind on held-out domains."
+  """
+  named = {row.name: row for row in rows}
+  if ALL not in named:
+    return ""
+  single = max((r for r in rows if r.name not in (ALL, LATE)), key=lambda r: r.val)
+  inside = 100 * (named[ALL].val - single.val)
+  outside = 100 * (named[ALL].mean - single.mean)
+  side = lambda gap: f"{abs(gap):.1f} points {'ahead' if gap > 0 else 'behind'}"
+  facts = (
+    f"against {single.name!r}, the best single one on source validation, all "
+    f"modalities are {side(inside)} there and {side(outside)} on held-out domains."
+  )
+  if outside < -1 and inside > outside:
+    return f"Fusion overfits: {facts}"
+  return f"{facts[0].upper()}{facts[1:]}"
+
+
+def _by_target(found) -> dict[str, float]:
+  targets = dict.fromkeys(t for t, _, _ in found)
+  return {t: float(np.mean([s for u, _, s in found if u == t])) for t in targets}
+
+
+def _of_task(setup: Setup, dataset: ArrayDataset, features, split: Split):
+  """``{name: (source validation, target)}``."""
+  label = dataset.label
+  train = np.concatenate(list(split.train.values()))
+  val = np.concatenate(list(split.val.values()))
+  # All of a domain lies together; an even spread keeps the shares.
+  train = train[spread(len(train), _ROWS)]
+  balanced = setup.config.metric == "balanced_accuracy"
+
+  def judged(guess: np.ndarray, rows: np.ndarray) -> float:
+    right = guess.argmax(axis=1) == label[rows]
+    if not balanced:
+      return float(right.mean()) if len(rows) else np.nan
+    there = [right[label[rows] == k].mean() for k in np.unique(label[rows])]
+    return float(np.mean(there)) if there else np.nan
+
+  found, alone = {}, []
+  for name, inputs in _inputs(features):
+    rows = train if name == ALL else train[dataset.present[name][train]]
+    if len(np.unique(label[rows])) < 2:
+      continue
+    guesses = _fit(inputs, label, rows, dataset.num_classes, (val, split.test))
+    found[name] = (judged(guesses[0], val), judged(guesses[1], split.test))
+    if name != ALL:
+      here = lambda r, m=name: dataset.present[m][r, None]
+      alone.append(
+        [g * here(r) for g, r in zip(guesses, (val, split.test), strict=True)]
+      )
+  if len(alone) > 1:
+    mean = [np.sum(parts, axis=0) for parts in zip(*alone, strict=True)]
+    found[LATE] = (judged(mean[0], val), judged(mean[1], split.test))
+  return found
+
+
+def _inputs(features: Mapping[str, np.ndarray]):
+  if len(features) > 1:
+    yield ALL, np.concatenate(list(features.values()), axis=1)
+  yield from features.items()
+
+
+def _fit(x, label, train, classes: int, asked) -> list[np.ndarray]:
+  """Probabilities ``[n, K]`` of each of the asked rows."""
+  # They take seconds to import; whoever trains no table needs them not.
+  from sklearn.exceptions import ConvergenceWarning
+  from sklearn.linear_model import LogisticRegression
+
+  if x.shape[1] > _COLUMNS:
+    x = x[:, spread(x.shape[1], _COLUMNS)]
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", RuntimeWarning)  # Of a column that is all missing.
+    center, scale = np.nanmean(x[train], axis=0), np.nanstd(x[train], axis=0)
+  # A modality that never changes leaves a constant, and with it the class shares.
+  x, center, scale = (
+    np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, 1)]) for a in (x, center, scale)
+  )
+  scale[-1] = 1.0
+  moving = scale > 1e-6 * np.abs(center) + 1e-20
+  z = np.nan_to_num((x[:, moving] - center[moving]) / scale[moving])
+  z = np.clip(z, -10, 10)  # As `config.network.input_clip` does by default.
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    model = LogisticRegression(C=0.1, max_iter=200, tol=1e-3)
+    model.fit(z[train], label[train])
+  out = []
+  for rows in asked:
+    guess = np.zeros((len(rows), classes))
+    if len(rows):
+      guess[:, model.classes_] = model.predict_proba(z[rows])
+    out.append(guess)
+  return out
+
+
+def _features(dataset: ArrayDataset, m: str) -> np.ndarray:
+  """float32 ``[N, D]``, NaN where the modality is missing."""
+  x, kind = dataset.inputs[m], dataset.kinds[m]
+  if kind == "vector":
+    out = x.astype(np.float32)
+  elif kind == "sequence":
+    out = np.concatenate(
+      [_statistics(x[i : i + 256], _lengths(dataset, m)[i : i + 256])
+       for i in range(0, len(x), 256)]
+    )  # fmt: skip
+  else:
+    out = np.concatenate([_pooled(x[i : i + 64]) for i in range(0, len(x), 64)])
+  out = np.array(out, np.float32)
+  out[~dataset.present[m]] = np.nan
+  return out
+
+
+def _lengths(dataset: ArrayDataset, m: str) -> np.ndarray:
+  full = np.full(len(dataset), dataset.inputs[m].shape[1])
+  return dataset.lengths.get(m, full)
+
+
+def _statistics(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Five statistics of each channel of ``[n, T, C]`` over valid steps."""
+  valid = (np.arange(x.shape[1])[None, :] < lengths[:, None])[:, :, None]
+  x = np.where(valid, x, 0).astype(
+    np.float32
+  )  # What stands in padding may be anything.
+  count = np.maximum(valid.sum(axis=1), 1)
+  mean = x.sum(axis=1) / count
+  centred = np.where(valid, x - mean[:, None], 0)
+  deviation = np.sqrt((centred**2).sum(axis=1) / count)
+  least = np.where(valid, x, np.inf).min(axis=1)
+  largest = np.where(valid, x, -np.inf).max(axis=1)
+  steps = np.where(valid[:, 1:], np.abs(np.diff(x, axis=1)), 0).sum(axis=1)
+  step = steps / np.maximum(count - 1, 1)
+  found = [mean, deviation, least, largest, step]
+  if x.shape[1] >= 4 * _PARTS and valid.all():
+    found += [part.mean(axis=1) for part in np.array_split(x, _PARTS, axis=1)]
+    found += [part.std(axis=1) for part in np.array_split(x, _PARTS, axis=1)]
+  return np.concatenate(found, axis=1)
+
+
+def _pooled(x: np.ndarray) -> np.ndarray:
+  """Averages of images or clips over at most 8 x 8 fields."""
+  x = x.astype(np.float32)
+  x = x.mean(axis=1) if x.ndim == 5 else x
+  for axis in (1, 2):
+    edges = np.unique(np.linspace(0, x.shape[axis], _SIDE + 1).astype(int))[:-1]
+    sizes = np.diff([*edges, x.shape[axis]]).reshape(
+      [-1 if a == axis else 1 for a in range(4)]
+    )
+    x = np.add.reduceat(x, edges, axis=axis) / sizes
+  return x.reshape(len(x), -1)
