@@ -13,11 +13,9 @@ of each set are those of its own config. The folder of the real sets is MER_DG_D
 Reports made with it, with time and device: docs/results.md.
 """
 
-from configs import common, mm_study
+from configs import _sets, common, mm_study
 
 PROTOCOLS = ("leave_one_domain_out", "single_source", "in_domain")
-# What the config of a set says beside the defaults.
-GROUPS = ("data", "network", "recipes", "total_steps", "eval_every")
 
 
 def get_config(chosen: str = ""):
@@ -31,7 +29,7 @@ def get_config(chosen: str = ""):
   c.methods = (*common.BASELINES, "mer_kde", "mer_logdet", "mm", "mer_kde+mm")
   c.metric = "balanced_accuracy"
   c.benchmark.datasets = {
-    name: {group: own[group] for group in GROUPS} for name, own in each.items()
+    name: {group: own[group] for group in _sets.GROUPS} for name, own in each.items()
   }
   c.benchmark.protocols = tuple(w for w in words if w in PROTOCOLS) or PROTOCOLS[:1]
   c.search.space = mm_study.space()

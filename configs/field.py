@@ -1,21 +1,25 @@
-r"""The methods of the field against plain fusion, each with its defaults.
+r"""The methods of the field, alone and with each of the two remedies, in one command.
 
-  python main.py --config=configs/field.py:cooccurrence
-  python main.py --config=configs/field.py:gesture_phase
+  python main.py --mode=benchmark --config=configs/field.py --workdir=runs/field
+  # Some of the sets; the methods alone, or with MER, or with mixing:
+  python main.py --mode=benchmark --config=configs/field.py:hydraulic,cars,alone
+  # Every method tuned on the sources, 16 settings beside its default:
+  python main.py --mode=benchmark --config=configs/field.py:hydraulic,search
   # One more method in the same folder later: only its runs are trained.
-  python main.py --config=configs/field.py:cooccurrence --config.methods="('sam+ema',)"
+  python main.py --mode=benchmark --config=configs/field.py --workdir=runs/field \
+    --config.methods="('sam+ema',)"
 
-The argument is a set. Every method of docs/methods.md but the entropy and mixing ones
-beyond mer_kde and mm; nothing is tuned. The folder of the real sets is MER_DG_DATA
-(docs/data.md). Results: docs/results.md.
+The argument names sets, kinds of method (`alone`, `mer`, `mm`) and `search`; none of
+sets or kinds means all of them. Six sets, every domain held out, five paired seeds.
+Interrupted, it goes on with what is missing. The folder of the real sets is
+MER_DG_DATA (docs/data.md). Results, and how long it takes: docs/results.md.
 """
 
-from configs import common, mm_study
+from configs import _sets, common
 
 METHODS = (
   *common.BASELINES,
-  "mer_kde",
-  "mm",
+  "uniform",
   "rna",
   "simmmdg",
   "moosa",
@@ -34,7 +38,6 @@ METHODS = (
   "mmpareto",
   "mla",
   "remix",
-  "uniform",
   "coral",
   "mmd",
   "mixup",
@@ -45,16 +48,48 @@ METHODS = (
   "miro",
   "sam",
   "ema",
+  "sma",
   "swad",
 )
+# What is put on top of each method; "" is nothing.
+KINDS = {"alone": "", "mer": "mer_kde", "mm": "mm"}
 
 
-def get_config(name: str = "cooccurrence"):
-  if name not in mm_study.SETS:
-    raise ValueError(f"{name!r} is not one of {mm_study.SETS}.")
-  c = mm_study.get_config(f"{name},concat")
-  c.methods = METHODS
-  # SWAD needs evaluations: six for its valley, and some before.
-  c.eval_every = c.total_steps // 20
-  c.log_every = c.eval_every
+def compose(kinds) -> tuple[str, ...]:
+  """Names of all methods with all remedies, plain fusion first.
+
+  `mm` has the unimodal heads, so `heads+mm` would be `mm` and is left out.
+  """
+  names = ["erm"]
+  for kind in kinds:
+    remedy = KINDS[kind]
+    for method in METHODS:
+      if not remedy:
+        names.append(method)
+      elif method == "erm":
+        names.append(remedy)
+      elif not (remedy == "mm" and "heads" in method.split("+")):
+        names.append(f"{method}+{remedy}")
+  return tuple(dict.fromkeys(names))
+
+
+def get_config(chosen: str = ""):
+  words = [word for word in chosen.split(",") if word]
+  allowed = (*_sets.SETS, *KINDS, "search")
+  if unknown := [word for word in words if word not in allowed]:
+    raise ValueError(f"{unknown} are not among {allowed}.")
+  sets = [word for word in words if word in _sets.SETS] or _sets.SETS
+  each = {name: _sets.get_config(name) for name in sets}
+  c = _sets.get_config(sets[0])
+  c.metric = "balanced_accuracy"
+  for own in each.values():
+    # SWAD needs evaluations: six for its valley, and some before.
+    own.eval_every = own.total_steps // 20
+  c.benchmark.datasets = {
+    name: {group: own[group] for group in _sets.GROUPS} for name, own in each.items()
+  }
+  c.log_every = 5  # It has to divide every set's eval_every.
+  c.methods = compose([word for word in words if word in KINDS] or KINDS)
+  if "search" in words:
+    c.search.trials = 16
   return c

@@ -13,9 +13,7 @@ real sets is MER_DG_DATA (docs/data.md).
 Results: docs/results.md; tables over fusions: python studies/mm_study.py.
 """
 
-import os
-
-from configs import av_digits, common, cooccurrence, features
+from configs import _sets, common
 
 SETS = ("cooccurrence", "av_digits", "gesture_phase", "dsads")
 FUSIONS = ("concat", "gated", "late")
@@ -46,15 +44,7 @@ def get_config(name: str = "av_digits,concat"):
   known = dataset in SETS and fusion in FUSIONS and search in ("", "search")
   if not known or name.count(",") > 2:
     raise ValueError(f"{name!r} is not SET,FUSION[,search] with {SETS} and {FUSIONS}.")
-  if dataset == "cooccurrence":
-    c = cooccurrence.get_config()
-    c.data.cooccurrence.strengths = (2.5, 1.0)
-  elif dataset == "av_digits":
-    c = av_digits.get_config()
-  else:
-    c = features.get_config()
-    folder = os.environ.get("MER_DG_DATA", "../shared/data")
-    c.data.path = os.path.join(folder, f"{dataset}.npz")
+  c = _sets.get_config(dataset)
   c.network.fusion = fusion
   c.methods = (*common.BASELINES, "mm", "mm_alternate", "mer_kde", "mer_kde+mm")
   if search:
