@@ -58,6 +58,7 @@ class Task(NamedTuple):
     widths: D_m of each modality, in the order of ``modalities``.
     fused_width: F.
     projection_width: P.
+    domain_rows: Rows of each source domain in a batch; 0 where it is not known.
   """
 
   modalities: tuple[str, ...]
@@ -68,6 +69,7 @@ class Task(NamedTuple):
   widths: tuple[int, ...]
   fused_width: int
   projection_width: int
+  domain_rows: int = 0
 
   @property
   def width(self) -> dict[str, int]:

@@ -9,12 +9,13 @@ from mer_dg.contracts import named_key
 from mer_dg.entropy import unit_sphere
 from mer_dg.losses import (
   cross_entropy,
+  entropy_weights,
   masked_mean,
   shared_specific_distance,
   supervised_contrastive,
   translation_distance,
 )
-from mer_dg.methods.term import Number, whole_rows
+from mer_dg.methods.term import SHARE, Number, whole_rows
 from mer_dg.networks import init_mlp, mlp
 
 _PROJECTION = 128
@@ -24,6 +25,15 @@ def needs_domains(task, method: str) -> None:
   """Raises a ValueError for a task with one source domain."""
   if task.num_domains < 2:
     raise ValueError(f"{method} needs two source domains, not {task.num_domains}.")
+
+
+def needs_rows(task, method: str) -> None:
+  """Raises a ValueError where a batch has one row of each domain."""
+  if task.domain_rows == 1:
+    raise ValueError(
+      f"{method} needs two rows of a source domain in a batch, not 1: "
+      f"config.batch_size must be at least {2 * task.num_domains}."
+    )
 
 
 def needs_halves(task, method: str) -> None:
@@ -113,6 +123,21 @@ def average(mean, params, share):
   return jax.tree.map(blend, mean, params)
 
 
+# Schedules.
+
+
+# Shares of training: before a term starts, and over which it then ramps up.
+RAMP = {"start": SHARE, "ramp": SHARE}
+
+
+def ramp(ctx, task):
+  """0 before the term starts, 1 after its ramp."""
+  # In steps, and a ramp of at least one: a share would round to either side of 0.
+  since = ctx.step + 1 - ctx.hyper["start"] * task.total_steps
+  length = jnp.maximum(ctx.hyper["ramp"] * task.total_steps, 1.0)
+  return jnp.clip(since / length, 0.0, 1.0)
+
+
 # Domains.
 
 
@@ -135,6 +160,56 @@ def distance_of_domains(distance, features: str, outputs, batch, modalities):
     return distance(outputs.fused, whole_rows(batch))
   each = [distance(outputs.embeddings[m], batch["present"][m]) for m in modalities]
   return jnp.mean(jnp.stack(each))
+
+
+SCOPES = ("batch", "per_domain", "per_class", "per_class_and_domain")
+
+
+def over_groups(each, batch, where, scope: str, task):
+  """``each(rows)`` of the rows in ``where``, or its mean over groups of them.
+
+  Groups of at least two rows count; of classes, by the number of their rows.
+  """
+  if scope == "batch":
+    return each(where)
+  domain, label = batch["domain"], batch["label"]
+  group, count = {
+    "per_domain": (domain, task.num_domains),
+    "per_class": (label, task.num_classes),
+    "per_class_and_domain": (
+      label * task.num_domains + domain,
+      task.num_classes * task.num_domains,
+    ),
+  }[scope]
+  rows = (group[None, :] == jnp.arange(count)[:, None]) & where[None, :]  # [G, B]
+  size = jnp.sum(rows, axis=-1)
+  weight = jnp.where(size >= 2, 1 if scope == "per_domain" else size, 0)
+  return jax.tree.map(lambda v: masked_mean(v, weight), jax.vmap(each)(rows))
+
+
+# Gradients.
+
+
+def agree(c, d, c_gives_way, model):
+  """``c + d``; where a modality's conflict, one is projected away from the other.
+
+  Args:
+    c: Gradient of the network.
+    d: Another one.
+    c_gives_way: ``{m: bool scalar}``, which one is projected, over encoder and head.
+    model: Says what belongs to which part.
+  """
+  parts = jax.tree.leaves(model.parts(c))
+  leaves, tree = jax.tree.flatten(jax.tree.map(jnp.add, c, d))
+  c, d = jax.tree.leaves(c), jax.tree.leaves(d)
+  for m, gives in c_gives_way.items():
+    place = [i for i, p in enumerate(parts) if p in (f"encoder/{m}", f"head/{m}")]
+    onto = [jnp.where(gives, d[i], c[i]) for i in place]
+    dot = sum(jnp.vdot(c[i], d[i]) for i in place)
+    square = jnp.maximum(sum(jnp.vdot(g, g) for g in onto), 1e-12)
+    for i, g in zip(place, onto, strict=True):
+      leaves[i] -= jnp.minimum(dot, 0.0) / square * g
+  return jax.tree.unflatten(tree, leaves)
 
 
 # Discriminators: a branch for each modality, one classifier behind all of them.
@@ -184,3 +259,16 @@ def entropy_of(logits):
 def of_label(values, label):
   """``values[i, label[i]]``."""
   return jnp.take_along_axis(values, label[:, None], axis=1)[:, 0]
+
+
+def weighted_heads(logits, label, here, temperature):
+  """``(mean_i sum_j w_ij CE_ij, mean_j mean_i H_ij)``; ``here`` is bool [B, heads]."""
+  seen = zip(logits.items(), here.T, strict=True)
+  logits = {head: jnp.where(rows[:, None], v, 0) for (head, v), rows in seen}
+  weights = entropy_weights(logits, temperature=temperature) * here
+  weights /= jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-12)
+  nll = [-of_label(jax.nn.log_softmax(v), label) for v in logits.values()]
+  entropy = [entropy_of(v) for v in logits.values()]
+  mean = jax.vmap(masked_mean, in_axes=1)(jnp.stack(entropy, axis=1), here)
+  total = jnp.sum(weights * jnp.stack(nll, axis=1), axis=1)
+  return masked_mean(total, here[:, -1]), jnp.mean(mean)

@@ -15,6 +15,7 @@ from mer_dg.methods.term import WEIGHT, Spec, Term
 
 def make(task, options):
   _parts.needs_domains(task, "coral")
+  _parts.needs_rows(task, "coral")
   count, features = task.num_domains, options["features"]
 
   def loss(outputs, batch, ctx):

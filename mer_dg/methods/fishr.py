@@ -25,6 +25,7 @@ from mer_dg.networks import init_mlp, mlp
 def make(task, options):
   del options
   _parts.needs_domains(task, "fishr")
+  _parts.needs_rows(task, "fishr")
   shape = (task.num_domains, task.num_classes, task.fused_width + 1)
 
   def init(key, task, params):

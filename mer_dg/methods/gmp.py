@@ -25,6 +25,7 @@ def make(task, options):
   del options
   needs_two(task, "gmp")
   names, domains = task.modalities, task.num_domains
+  hold_back = lambda ratio, a: jnp.where(ratio > 1, 1 - jnp.tanh(a * ratio), 1.0)
 
   def init(key, task, params):
     del params
@@ -65,7 +66,8 @@ def make(task, options):
       p = hyper["domain"] * hold_back(sigma, hyper["alpha_domain"])
       fooled = lambda net: p @ losses(told(own, passed(net).embeddings), domain)
       away = jax.tree.map(lambda g: -hyper["reversal"] * g, jax.grad(fooled)(net))
-      found = agree(found, away, dict(zip(names, rho >= sigma, strict=True)), ctx.model)
+      class_gives = dict(zip(names, rho >= sigma, strict=True))
+      found = _parts.agree(found, away, class_gives, ctx.model)
       aux |= {f"gmp/domain/{m}": p[i] for i, m in enumerate(names)}
       # The discriminators' own objective.
       value = hyper["domain"] * losses(told(ctx.own, z), domain).sum()
@@ -80,25 +82,6 @@ def make(task, options):
     return transformation(update)
 
   return Term(loss, init, transform=transform)
-
-
-def hold_back(ratio, alpha):
-  return jnp.where(ratio > 1, 1 - jnp.tanh(alpha * ratio), 1.0)
-
-
-def agree(c, d, class_gives_way, model):
-  """``c + d``; where a modality's conflict, one is projected away from the other."""
-  parts = jax.tree.leaves(model.parts(c))
-  leaves, tree = jax.tree.flatten(jax.tree.map(jnp.add, c, d))
-  c, d = jax.tree.leaves(c), jax.tree.leaves(d)
-  for m, gives in class_gives_way.items():
-    place = [i for i, p in enumerate(parts) if p in (f"encoder/{m}", f"head/{m}")]
-    onto = [jnp.where(gives, d[i], c[i]) for i in place]
-    dot = sum(jnp.vdot(c[i], d[i]) for i in place)
-    square = jnp.maximum(sum(jnp.vdot(g, g) for g in onto), 1e-12)
-    for i, g in zip(place, onto, strict=True):
-      leaves[i] -= jnp.minimum(dot, 0.0) / square * g
-  return jax.tree.unflatten(tree, leaves)
 
 
 SPEC = Spec(

@@ -201,8 +201,8 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
 
   Raises:
     MethodError: Unknown term or field, an option that is not allowed or does not fit
-      the task, a number out of range, two terms that both choose what is evaluated;
-      the message names field, value, allowed set.
+      the task, a number out of range, two terms that both choose what is evaluated or
+      stand in for the fused loss; the message names field, value, allowed set.
 
   Example:
     >>> from mer_dg.contracts import Task
@@ -213,6 +213,12 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
   """
   check_recipe(name, recipe, task.modalities)
   terms, hyper, options = {}, {}, {}
+  instead = [t for t in registry.terms_of(recipe) if registry.SPECS[t].replaces]
+  if len(instead) > 1:
+    raise MethodError(
+      f"method {name!r}: {' and '.join(instead)} each stand in for the fused loss; "
+      "keep one of them."
+    )
   for term, fields in registry.terms_of(recipe).items():
     options[term] = registry.options_of(term, fields)
     numbers = registry.numbers_of(term, fields, task.modalities)

@@ -14,6 +14,7 @@ from mer_dg.methods.term import WEIGHT, Spec, Term
 
 def make(task, options):
   _parts.needs_domains(task, "mmd")
+  _parts.needs_rows(task, "mmd")
   count, features = task.num_domains, options["features"]
 
   def loss(outputs, batch, ctx):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mer_dg.contracts import named_key
-from mer_dg.losses import cross_entropy, entropy_weights, masked_mean
+from mer_dg.losses import cross_entropy
 from mer_dg.methods import _parts
 from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two, whole_rows
 from mer_dg.networks import init_mlp, mlp
@@ -48,7 +48,7 @@ def make(task, options):
     heads = {m: outputs.unimodal_logits[m] for m in z} | {"fused": outputs.logits}
     here = jnp.stack([batch["present"][m] for m in z] + [batch["mask"]], axis=1)
     heat, share = ctx.hyper["head_temperature"], 1 - ctx.hyper["masked"]
-    value, entropy = weighted_heads(heads, label, here, heat)
+    value, entropy = _parts.weighted_heads(heads, label, here, heat)
     keep = lambda m, x: jax.random.bernoulli(draw(f"mask/{m}"), share, x.shape)
     shown = {m: jnp.where(keep(m, x), x, 0) for m, x in z.items()}
     parts = _parts.shared_and_specific(
@@ -66,19 +66,6 @@ def make(task, options):
     return value, aux | {"accuracy": _parts.accuracy(outputs, batch)}
 
   return Term(loss, init)
-
-
-def weighted_heads(logits, label, here, temperature):
-  """``(mean_i sum_j w_ij CE_ij, mean_j mean_i H_ij)``; ``here`` is bool [B, heads]."""
-  seen = zip(logits.items(), here.T, strict=True)
-  logits = {head: jnp.where(rows[:, None], v, 0) for (head, v), rows in seen}
-  weights = entropy_weights(logits, temperature=temperature) * here
-  weights /= jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-12)
-  nll = [-_parts.of_label(jax.nn.log_softmax(v), label) for v in logits.values()]
-  entropy = [_parts.entropy_of(v) for v in logits.values()]
-  mean = jax.vmap(masked_mean, in_axes=1)(jnp.stack(entropy, axis=1), here)
-  total = jnp.sum(weights * jnp.stack(nll, axis=1), axis=1)
-  return masked_mean(total, here[:, -1]), jnp.mean(mean)
 
 
 def jigsaw_table(widths, pieces: int, size: int = 128) -> np.ndarray:

@@ -45,11 +45,9 @@ def make(task, options):
       for o in (outputs, other)
     )
     label, fused = twice(batch["label"]), both(outputs.fused, other.fused)
+    views = {m: both(first[m], second[m]) for m in first}
     contrast = supervised_contrastive(
-      {m: both(first[m], second[m]) for m in first},
-      label,
-      temperature=hyper["temperature"],
-      where=twice(rows),
+      views, label, temperature=hyper["temperature"], where=twice(rows)
     )
     shift = mean_shift_contrastive(
       first,

@@ -1,11 +1,10 @@
 """SWAD (Cha et al., NeurIPS 2021): the mean of all weights inside a flat valley.
 
-Weights are averaged between two evaluations (a segment). Converged: the oldest of the
-last ``N_s = 3`` source-validation losses is the smallest. The valley ends when the
-smallest of the last ``N_e = 6`` exceeds ``1 + tolerance`` times the mean of the three.
-The result is the mean over segments from up to ``N_e - N_s`` before convergence to the
-end; before convergence, the last one. The public code overwrites the first segment it
-averages, starts one later than it says, and counts that of convergence twice: not here.
+Weights are averaged between evaluations (a segment). Converged: the oldest of the last
+``N_s = 3`` source-validation losses is the smallest. The valley ends when the smallest
+of ``N_e = 6`` exceeds ``1 + tolerance`` times the mean of the three. The result is the
+mean over segments from up to ``N_e - N_s`` before convergence to the end; before,
+the last one. Public code overwrites the first, starts late, counts one twice: not here.
 """
 
 from typing import Any, NamedTuple
@@ -41,8 +40,7 @@ def _init(key, task, params):
   return {}, Valley(params, jnp.asarray(zero), many, losses, zeros, *numbers)
 
 
-def _update(valley, aux, params, ctx):
-  del aux
+def _update(valley, _, params, ctx):
   n = valley.count + 1
   running = jax.tree.map(lambda a, p: a + (p - a) / n, valley.running, params)
   return valley._replace(running=running, count=n, tolerance=ctx.hyper["tolerance"])
@@ -52,11 +50,10 @@ def _on_eval(valley, metrics):
   push = lambda old, new: jnp.concatenate([old[1:], new[None]])
   segments = jax.tree.map(push, valley.segments, valley.running)
   losses = push(valley.losses, metrics["val/nll"].astype(jnp.float32))
-  recent = losses[_AT:]
-  begins = (jnp.argmin(recent) == 0) & jnp.isfinite(recent).all() & (valley.since < 0)
+  last = losses[_AT:]
+  begins = (jnp.argmin(last) == 0) & jnp.isfinite(last).all() & (valley.since < 0)
   since = jnp.where(begins, 0, jnp.where(valley.since < 0, -1, valley.since + 1))
-  level = (1 + valley.tolerance) * jnp.mean(recent)
-  threshold = jnp.where(begins, level, valley.threshold)
+  threshold = jnp.where(begins, (1 + valley.tolerance) * last.mean(), valley.threshold)
   # At convergence: back to the segment after the last one above the threshold.
   place = jnp.arange(6)
   above = (place <= _AT) & ~(losses <= threshold)
@@ -67,10 +64,10 @@ def _on_eval(valley, metrics):
   over = valley.over | (leaves & (jnp.min(losses) > threshold))
   take |= leaves & ~over & (place == 0)
   add = lambda t, s: t + jnp.tensordot(take.astype(s.dtype), s, axes=1)
-  total = jax.tree.map(add, valley.total, segments)
   return valley._replace(
-    count=jnp.float32(0.0), segments=segments, losses=losses, total=total,
-    taken=valley.taken + take.sum(), since=since, threshold=threshold, over=over,
+    count=jnp.float32(0.0), segments=segments, losses=losses, since=since, over=over,
+    total=jax.tree.map(add, valley.total, segments), threshold=threshold,
+    taken=valley.taken + take.sum(),
   )  # fmt: skip
 
 

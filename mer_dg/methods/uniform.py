@@ -1,10 +1,10 @@
 """Uniform, `uniform`: encoders that never meet; the average of their heads is judged.
 
-``sum_m CE_m`` in the place of the fused loss, and decision fusion with equal weights:
-the mean of the heads' log-probabilities over the modalities that are there, that is the
-normalised geometric mean of their probabilities (`late` without its joint loss). No
-fusion can overfit here; what another method adds to it is worth of meeting. Public
-baselines of this name average logits or probabilities.
+``sum_m CE_m`` in the place of the fused loss; the prediction is the mean of the heads'
+probabilities over the modalities that are there. No fusion can overfit here: what
+another method adds to it is worth of meeting. `late` differs in two things: it has a
+joint loss, and it averages log-probabilities. Public baselines of this name average
+probabilities or logits.
 """
 
 from mer_dg.methods._parts import accuracy, unimodal_losses
@@ -27,7 +27,7 @@ SPEC = Spec(
   "uniform",
   make,
   {"weight": WEIGHT},
-  recipes={"uniform": {"uniform": {}, "network": {"fusion": "late"}}},
+  recipes={"uniform": {"uniform": {}, "network": {"fusion": "average"}}},
   replaces=("fused",),
   off=None,
 )

@@ -1,4 +1,4 @@
-"""Fusion: embeddings of M >= 1 modalities -> one vector (or, ``late``, logits).
+"""Fusion: embeddings of M >= 1 modalities -> one vector (or, in DECISIONS, logits).
 
 All fusers share one contract: ``(z, present) -> [B, F]`` with ``z`` a list of
 ``[B, D_m]`` in the order of the modalities (widths may differ) whose missing rows are
@@ -23,6 +23,7 @@ FUSIONS = (
   "attention",
   "bottleneck",
   "late",
+  "average",
 )
 
 
@@ -38,20 +39,21 @@ def make_fusion(
 
   Args:
     name: One of ``FUSIONS``.
-    fusion_dim: Common width F; without influence for ``concat`` and ``late``.
+    fusion_dim: Common width F; without influence for ``concat``, ``late``
+      and ``average``.
     classifier_dim: Hidden width of the classifier behind the fuser.
     num_classes: K.
     dtype: Compute dtype.
 
   Returns:
-    The module; ``None`` for ``late``, which has no parameters (``late_logits``).
+    The module; ``None`` for those of `DECISIONS`, which have no parameters.
 
   Raises:
     ValueError: For an unknown name, or a width that attention heads cannot share.
   """
   if name not in FUSIONS:
     raise ValueError(f"fusion={name!r} is not one of {FUSIONS}.")
-  if name == "late":
+  if name in DECISIONS:
     return None
   if name == "concat":
     fuser: nn.Module = Concat()
@@ -272,6 +274,37 @@ def late_logits(logits: list[jax.Array], present: jax.Array) -> jax.Array:
   """
   log_p = nn.log_softmax(jnp.stack(logits, axis=1), axis=-1)  # [B, M, K]
   return _mean_present(log_p, present)
+
+
+def average_logits(logits: list[jax.Array], present: jax.Array) -> jax.Array:
+  """Decision fusion: log of the mean probability over the present modalities.
+
+  One modality that is sure of a class cannot be overruled to zero by another, as it is
+  in `late_logits`: a vote, and not a product of experts.
+
+  Args:
+    logits: M unimodal logits ``[B, K]``.
+    present: bool ``[B, M]``.
+
+  Returns:
+    ``[B, K]``; their softmax is the mean of the unimodal probabilities. Zeros where no
+    modality is present.
+
+  Example:
+    >>> logits = [jnp.log(jnp.array([[0.9, 0.1]])), jnp.log(jnp.array([[0.5, 0.5]]))]
+    >>> print(jax.nn.softmax(average_logits(logits, jnp.array([[True, True]]))))
+    [[0.7 0.3]]
+  """
+  log_p = nn.log_softmax(jnp.stack(logits, axis=1), axis=-1)  # [B, M, K]
+  # Not -inf: where nothing is present the gradient has to stay finite.
+  log_p = jnp.where(present[:, :, None], log_p, jnp.finfo(log_p.dtype).min)
+  count = jnp.sum(present, axis=1)[:, None]
+  mean = nn.logsumexp(log_p, axis=1) - jnp.log(jnp.maximum(count, 1))
+  return jnp.where(count > 0, mean, 0)
+
+
+# Fusions of decisions: ``(logits, present) -> logits``, no parameters.
+DECISIONS = {"late": late_logits, "average": average_logits}
 
 
 def _tokens(

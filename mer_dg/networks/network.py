@@ -215,8 +215,9 @@ def make_network(
       ]
     if fusion_module is None:
       logits = unimodal(variables, dict(zip(modalities, z, strict=True)))
-      late = fusion_lib.late_logits([logits[m] for m in modalities], keep)
-      return late, jnp.concatenate(z, axis=-1)
+      decide = fusion_lib.DECISIONS[fusion]
+      decided = decide([logits[m] for m in modalities], keep)
+      return decided, jnp.concatenate(z, axis=-1)
     rate = rates.get("dropout") if train else None
     rngs = None if rate is None else {"dropout": _use_key(key, "fusion")}
     return _run(fusion_module, variables, "fusion", z, keep, rate, rngs=rngs)
@@ -277,7 +278,7 @@ def make_network(
     return jax.tree.map_with_path(label, params)
 
   fused_width = sum(embedding_dim.values())
-  if fusion not in ("concat", "late"):
+  if fusion != "concat" and fusion not in fusion_lib.DECISIONS:
     fused_width = fusion_dim
   return Network(
     modalities,

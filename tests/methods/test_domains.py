@@ -9,7 +9,7 @@ from mer_dg import losses
 from mer_dg.methods import fishr
 from mer_dg.networks import mlp
 from tests.methods import linear
-from tests.methods.linear import CLASSES, ROWS, TASK, Run, make_batch, near
+from tests.methods.linear import CLASSES, ROWS, Run, make_batch, near
 
 LACKS = np.arange(ROWS) % 4 > 0  # Two rows lack "a", one of each domain.
 
@@ -127,9 +127,3 @@ def test_miro_holds_embeddings_to_those_of_the_first_network():
   near(run.loss(batch, moved)[0], np.log(0.1) + 0.5 * square / 0.1)
   run.update({}, moved)  # The reference stays.
   near(run.loss(batch)[0], np.log(0.1))
-
-
-@pytest.mark.parametrize("name", ["coral", "mmd", "dann", "vrex", "group_dro", "fishr"])
-def test_one_source_domain_is_refused(name):
-  with pytest.raises(ValueError, match=f"{name} needs two source domains, not 1"):
-    Run(name, TASK._replace(num_domains=1))

@@ -110,6 +110,72 @@ def test_errors_name_field_value_and_what_is_allowed(recipe, message):
     build_method("m", recipe, TASK)
 
 
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    ("md+mixup", "'md.mixup': md and mixup each stand in for the fused loss; keep one"),
+    ("moosa+mer_kde+group_dro", "moosa and group_dro each stand in"),
+    ("ema+swad", "average and swad both choose the parameters that are evaluated"),
+    ("uniform+late", "'late' wants network.fusion='late', another part 'average'"),
+    ("mer_kde+mer_vmf", "'mer_vmf' wants mer.kernel='vmf', another part 'gaussian'"),
+    ("sam+sam", r"'sam' adds nothing to \['sam'\]"),
+    ("heads+mm", r"'heads' adds nothing to \['mm'\]"),
+    ("cmc+cmt_l2", "'cmt_l2' wants cmc.weight=0.15, another part 3.0"),
+  ],
+)
+def test_what_cannot_be_composed_is_one_sentence(names, message):
+  with pytest.raises(MethodError, match=message) as error:
+    build_method(names, merge_recipes(names, recipes()), TASK)
+  assert "\n" not in str(error.value)
+
+
+# fmt: off
+NEEDS_TWO = {
+  "agm", "cmc", "cmrf", "cmt_l2", "cmt_mlp", "g_blend", "gmp", "jat", "mbcd",
+  "mla", "mmpareto", "moosa", "nel", "ogm_ge", "pmr", "remix", "rna",
+  "simmmdg",
+}
+# fmt: on
+NEEDS_DOMAINS = {"coral", "mmd", "dann", "vrex", "group_dro", "fishr"}
+NEEDS_ROWS = {"coral", "mmd", "fishr", "mer_per_domain", "mer_per_class_and_domain"}
+
+
+@pytest.mark.parametrize(
+  ("task", "refused", "message"),
+  [
+    (
+      TASK._replace(modalities=("a",), widths=(4,)),
+      NEEDS_TWO,
+      r"config.recipes.{0}.\w+: \w+ needs two modalities, not \('a',\) alone",
+    ),
+    (
+      TASK._replace(num_domains=1),
+      NEEDS_DOMAINS,
+      "config.recipes.{0}.{0}: {0} needs two source domains, not 1",
+    ),
+    (
+      TASK._replace(domain_rows=1),
+      NEEDS_ROWS,
+      "needs two rows of a source domain in a batch, not 1: config.batch_size must be "
+      "at least 4",
+    ),
+    (
+      TASK._replace(widths=(4, 6)),
+      {"moosa", "mla"},
+      "moosa cuts embeddings into 4 parts; it cannot cut {{'b': 6}}|mla shares one",
+    ),
+  ],
+)
+def test_a_task_that_is_too_small_is_refused_in_one_sentence(task, refused, message):
+  for name, recipe in recipes().items():
+    if name in refused:
+      with pytest.raises(MethodError, match=message.format(name)) as error:
+        build_method(name, recipe, task)
+      assert "\n" not in str(error.value)
+    else:
+      build_method(name, recipe, task)
+
+
 def test_modality_weights_pass_while_modalities_are_unknown_but_not_their_values():
   check_recipe("m", {"mer": {"weight_anything": 2.0}})
   with pytest.raises(MethodError, match="weight_anything=-2"):

@@ -147,6 +147,19 @@ def test_late_fusion_is_the_mean_log_probability():
   assert variables["params"]["fusion"] == {}
 
 
+def test_average_fusion_is_the_mean_probability():
+  network, variables, inputs = build("average", 3)
+  present = {m: jnp.array([True, i > 0, i == 2, False]) for i, m in enumerate(NAMES)}
+  outputs, _ = network.apply(variables, inputs, present, train=False)
+  for row, names in enumerate([NAMES, NAMES[1:], NAMES[2:]]):
+    p = [jax.nn.softmax(outputs.unimodal_logits[m][row]) for m in names]
+    np.testing.assert_allclose(
+      np.exp(outputs.logits[row]), np.mean(p, axis=0), rtol=1e-5
+    )
+  np.testing.assert_array_equal(outputs.logits[3], 0.0)
+  assert variables["params"]["fusion"] == {}
+
+
 def test_lowrank_is_the_explicit_outer_product():
   # Liu et al. eq. 3 with the weight tensor of eq. 4 written out, M = 2.
   module = fusion_lib.LowRank(features=3, rank=2)
