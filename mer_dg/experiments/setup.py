@@ -131,6 +131,7 @@ class Setup:
       widths=tuple(network.widths.values()),
       fused_width=network.fused_width,
       projection_width=network.projection_width,
+      domain_rows=self.per_domain(task),
     )
 
   def method(self, name: str, task: Assignment) -> Method:
