@@ -131,6 +131,7 @@ def test_what_cannot_be_composed_is_one_sentence(names, message):
 
 # fmt: off
 NEEDS_TWO = {
+  "mer_learned", "mer_explored",
   "agm", "cmc", "cmrf", "cmt_l2", "cmt_mlp", "g_blend", "gmp", "jat", "mbcd",
   "mla", "mmpareto", "moosa", "nel", "ogm_ge", "pmr", "remix", "rna",
   "simmmdg",
