@@ -4,7 +4,7 @@ r"""The whole benchmark: four sets, nine methods, protocols and subsets of modal
   python main.py --mode=benchmark --config=configs/benchmark.py:single_source,in_domain
   # One set, every two or more modalities, tuned on source validation:
   python main.py --mode=benchmark --config=configs/benchmark.py:gesture_phase \
-    --config.benchmark.subsets=fused --config.search.trials=3
+    --config.benchmark.subsets=fused --config.search.trials=16
 
 The argument names protocols and sets; none of a kind means leave_one_domain_out and all
 sets. Five paired seeds; the first method is what the others are compared with. Settings

@@ -50,6 +50,6 @@ def get_config(name: str = "gesture_phase"):
     logdet_embedding=LOGDET,
   )
   c.methods = ("erm", *spaces)
-  c.search.trials = 3
+  c.search.trials = 16
   c.search.space = {m: dict(mer=dict(space)) for m, space in spaces.items()}
   return c

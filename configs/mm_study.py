@@ -4,8 +4,8 @@ r"""Does modality-mix learning help, alone and with MER, and under which fusion?
   python main.py --mode=diagnose --config=configs/mm_study.py:cooccurrence,late
   python main.py --config=configs/mm_study.py:av_digits,concat,search
 
-The argument is SET,FUSION, and ",search" tries every method with its default and three
-random settings, judged on source validation, before the table. The free baselines, MM
+The argument is SET,FUSION, and ",search" tries every method with its default and 16
+settings, judged on source validation, before the table. The free baselines, MM
 (ramp and alternate), MER and MER + MM on every held-out domain with five paired seeds;
 without the search all with the defaults of configs/common.py. The diagnosis re-probes
 every encoder. `cooccurrence` has a strong and a weak modality here. The folder of the
@@ -48,6 +48,6 @@ def get_config(name: str = "av_digits,concat"):
   c.network.fusion = fusion
   c.methods = (*common.BASELINES, "mm", "mm_alternate", "mer_kde", "mer_kde+mm")
   if search:
-    c.search.trials = 3
+    c.search.trials = 16
     c.search.space = space()
   return c

@@ -250,6 +250,7 @@ class SearchFields:
   """``config.search``; `check_space` looks at ``space``."""
 
   trials: Annotated[int, _integer(0)]
+  seed: Annotated[int, _integer(0)]
   seeds: Seeds
   space: Group
 

@@ -45,7 +45,7 @@ def test_names_of_the_mixing_study():
 
   for dataset in mm_study.SETS:
     for fusion in mm_study.FUSIONS:
-      for search, trials in (("", 0), (",search", 3)):
+      for search, trials in (("", 0), (",search", 16)):
         config = validate(mm_study.get_config(f"{dataset},{fusion}{search}"))
         assert config.network.fusion == fusion
         assert config.search.trials == trials

@@ -1,4 +1,4 @@
-"""Random search: fresh seeds, source validation only, honest number of trials."""
+"""Search: fresh seeds, source validation only, honest number of trials."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 
 from mer_dg.experiments import ConfigError, make_setup, validate
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
-from mer_dg.experiments.search import choose, draw, final_runs, search_runs
+from mer_dg.experiments.search import choose, draws, final_runs, search_runs
 from mer_dg.methods import numbers_of
 from mer_dg.protocol import Assignment
 
@@ -22,24 +22,37 @@ def config(tiny):
   return validate(made)
 
 
-def test_draws_are_log_uniform_and_independent_of_each_other():
-  values = np.array([draw(t, "mer.weight", 0.01, 1.0) for t in range(1000)])
-  share = np.log(values / 0.01) / np.log(100.0)
-  # Mean of 1000 uniforms: standard error 0.009.
-  assert abs(share.mean() - 0.5) < 0.03
-  assert values.min() >= 0.01
-  assert values.max() <= 1.0
-  other = np.array([draw(t, "mer.bandwidth", 0.01, 1.0) for t in range(1000)])
-  assert abs(np.corrcoef(np.log(values), np.log(other))[0, 1]) < 0.1
+def test_draws_fill_the_space_evenly_and_go_on_where_they_stopped():
+  space = {"mer.weight": (0.01, 1.0), "optimizer.lr": (1e-4, 1e-2)}
+  found = draws(space, 16, seed=3)
+  share = {
+    name: np.log([d[name] / low for d in found]) / np.log(high / low)
+    for name, (low, high) in space.items()
+  }
+  for unit in share.values():
+    assert unit.min() >= 0
+    assert unit.max() <= 1
+    # Independent draws leave one of eight parts empty in two of three cases.
+    assert set((8 * unit).astype(int)) == set(range(8))
+  # No quarter of the square has less than two of sixteen points.
+  cells = [
+    tuple(int(2 * u) for u in point) for point in zip(*share.values(), strict=True)
+  ]
+  assert min(cells.count((i, j)) for i in (0, 1) for j in (0, 1)) >= 2
+  assert draws(space, 20, seed=3)[:16] == found
+  wider = draws(space | {"mer.bandwidth": (0.1, 1.0)}, 16, seed=3)
+  assert [{k: d[k] for k in space} for d in wider] == found
+  assert draws(space, 16, seed=4) != found
 
 
-def test_trial_0_is_the_default_and_a_method_without_space_has_one(config):
+def test_default_nothing_then_draws_and_a_method_without_space_has_the_default(config):
   runs = search_runs(config, TASKS)
   of = lambda method: [r for r in runs if r.method == method]
   assert len(of("erm")) == 2 * 2  # Targets x search seeds.
-  assert len(of("mer_kde")) == 4 * 2 * 2  # Default and three trials.
+  assert len(of("mer_kde")) == 5 * 2 * 2  # Default, weight 0 and three draws.
   assert {r.seed for r in runs} == {100, 101}
   assert [r.overrides for r in of("mer_kde")[:4]] == [()] * 4
+  assert [r.overrides for r in of("mer_kde")[4:8]] == [(("mer.weight", 0.0),)] * 4
   assert {name for name, _ in of("mer_kde")[-1].overrides} == {
     "mer.weight",
     "optimizer.lr",
