@@ -89,21 +89,21 @@ def test_a_search_then_a_table(main, tmp_path):
   table = (tmp_path / "report" / "report.md").read_text()
   assert table.strip() in out
   assert re.search(r"\| method +\|.* d0 .* d1 ", table)
-  assert re.search(r"1\D+3 hyperparameter settings tried", table)
+  assert re.search(r"1\D+4 hyperparameter settings tried", table)
   for plot in ("targets", "differences"):
     assert (tmp_path / "report" / f"{plot}.svg").stat().st_size > 1000
   read = lambda name: [*map(json.loads, (tmp_path / name).read_text().splitlines())]
   searched, final = read("search.jsonl"), read("results.jsonl")
   assert {r["seed"] for r in searched} == {100, 101}
   assert {r["seed"] for r in final} == {0, 1}
-  # ERM once, MER as the default and two trials; 2 targets, 2 seeds, 2 evaluations.
-  assert len(searched) == (1 + 3) * 2 * 2 * 2
+  # ERM once, MER as the default, with weight 0 and two draws; 2 targets, 2 seeds, 2 evaluations.
+  assert len(searched) == (1 + 4) * 2 * 2 * 2
   assert len(final) == 2 * 2 * 2 * 2
-  assert {r["method"]: r["trials"] for r in final} == {"erm": 1, "mer_kde": 3}
+  assert {r["method"]: r["trials"] for r in final} == {"erm": 1, "mer_kde": 4}
   weights = lambda rows: {
     (r["target"], r["hyper"]["mer.weight"]) for r in rows if r["method"] == "mer_kde"
   }
-  assert len(weights(searched)) == 2 * 3
+  assert len(weights(searched)) == 2 * 4
   assert weights(final) <= weights(searched)
 
 
