@@ -96,7 +96,8 @@ def test_a_search_then_a_table(main, tmp_path):
   searched, final = read("search.jsonl"), read("results.jsonl")
   assert {r["seed"] for r in searched} == {100, 101}
   assert {r["seed"] for r in final} == {0, 1}
-  # ERM once, MER as the default, with weight 0 and two draws; 2 targets, 2 seeds, 2 evaluations.
+  # ERM once, MER as the default, with weight 0 and two draws; 2 targets, 2 seeds, 2
+  # evaluations.
   assert len(searched) == (1 + 4) * 2 * 2 * 2
   assert len(final) == 2 * 2 * 2 * 2
   assert {r["method"]: r["trials"] for r in final} == {"erm": 1, "mer_kde": 4}
