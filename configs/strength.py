@@ -4,7 +4,7 @@ r"""Does a strength of the entropy that follows training beat a given one?
 
 Cooccurrence with a strong and a weak modality, four held-out domains, five paired
 seeds. MER (kde) with the weights 0.1, 1 and 10 for both modalities, and both learned
-forms from 0.1 and from 1: they may reach what lies between. Results: docs/results.md.
+forms from 0.1 and from 1: they may reach what lies between.
 """
 
 from configs import _sets
