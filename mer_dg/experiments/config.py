@@ -20,6 +20,7 @@ from mer_dg.methods import (
   check_recipe,
   merge_recipes,
   numbers_of,
+  recipes,
   terms_of,
 )
 from mer_dg.networks import ENCODERS, FUSIONS, encoders
@@ -34,6 +35,9 @@ DRIVERS = ("resident", "stream")
 METRICS = ("accuracy", "balanced_accuracy")
 # Which sets of modalities a benchmark trains on, see `benchmark.subsets`.
 SUBSETS = ("all", "fused", "every")
+# Plain fusion and what is free: unimodal heads, modality dropout, both, late fusion.
+# A comparison without them flatters whatever stands beside plain fusion.
+BASELINES = ("erm", "heads", "md", "heads+md", "late")
 
 # What two runs of one table share: who trains and tests on what, how it is judged, and
 # the budget. Everything else is the run (method, network, optimiser, seed, domains) or
@@ -141,75 +145,116 @@ _frozen = dataclasses.dataclass(frozen=True, kw_only=True)
 class CooccurrenceFields:
   """``config.data.cooccurrence``; the generator checks how they fit each other."""
 
-  num_classes: Annotated[int, _integer(2)]
-  num_domains: Annotated[int, _integer(2)]
-  strengths: Annotated[tuple[float, ...], _each(_number(0.0), least=2, unique=False)]
-  widths: Annotated[tuple[int, ...], _each(_integer(1), least=2, unique=False)]
-  pairing: Annotated[float, _number(0.0, 1.0)]
-  target_pairing: Annotated[str, _one_of(*TARGET_PAIRINGS)]
-  nuisance_scale: Annotated[float, _number(0.0)]
-  noise: Annotated[tuple[float, ...], _each(_number(0.0), least=2, unique=False)]
-  train_per_domain: Count
-  val_per_domain: Count
-  test_per_domain: Count
-  seed: Seed
+  num_classes: Annotated[int, _integer(2)] = 4
+  num_domains: Annotated[int, _integer(2)] = 4
+  # Class separation over noise, one per modality.
+  strengths: Annotated[
+    tuple[float, ...], _each(_number(0.0), least=2, unique=False)
+  ] = (2.0, 2.0)
+  # Observed dimensions, one per modality.
+  widths: Annotated[tuple[int, ...], _each(_integer(1), least=2, unique=False)] = (
+    48,
+    32,
+  )
+  # Probability that the nuisance pairing names the class.
+  pairing: Annotated[float, _number(0.0, 1.0)] = 1.0
+  # In the target: absent or reversed.
+  target_pairing: Annotated[str, _one_of(*TARGET_PAIRINGS)] = "absent"
+  nuisance_scale: Annotated[float, _number(0.0)] = 3.0
+  # Observation noise, one per modality.
+  noise: Annotated[tuple[float, ...], _each(_number(0.0), least=2, unique=False)] = (
+    0.1,
+    0.1,
+  )
+  train_per_domain: Count = 400
+  val_per_domain: Count = 200
+  test_per_domain: Count = 500
+  seed: Seed = 0
 
 
 @_frozen
 class DataFields:
   """``config.data``."""
 
-  name: SetName
-  path: Text
-  modalities: Names
-  kinds: Annotated[tuple[str, ...], _each(_KIND)]
-  val_fraction: Annotated[float, _number(0.0, 0.9, open_low=True)]
-  drop_unseen_classes: Bool
-  target_rows: Annotated[str, _one_of(*TARGET_ROWS)]
-  sync_augment: Bool
-  reencode: Bool
-  audio: Annotated[str, _one_of(*AUDIO)]
-  cooccurrence: CooccurrenceFields
+  # npz, av_digits, cooccurrence, epic or hac.
+  name: SetName = "npz"
+  # The .npz file, or the folder of the set.
+  path: Text = ""
+  # () is all, in the order of the file.
+  modalities: Names = ()
+  # npz only: ("M=KIND", ...) for what is read wrongly; --config.data.kinds.M=KIND.
+  kinds: Annotated[tuple[str, ...], _each(_KIND)] = ()
+  # Of each source domain, where the set brings no split.
+  val_fraction: Annotated[float, _number(0.0, 0.9, open_low=True)] = 0.2
+  # Drop target rows of classes that no source has.
+  drop_unseen_classes: Bool = False
+  # Rows that test a target where the set brings a split: test, or all of them.
+  target_rows: Annotated[str, _one_of(*TARGET_ROWS)] = "test"
+  # epic and hac only: cut video and flow at the same place.
+  sync_augment: Bool = False
+  # epic and hac only: frames of another size than 256 as a prepared set stores them,
+  # after JPEG; False: as they are decoded, which is what the references train on.
+  reencode: Bool = True
+  # av_digits only: logmel, logmel_resampled or waveform.
+  audio: Annotated[str, _one_of(*AUDIO)] = "logmel"
+  # cooccurrence only, see mer_dg/data/cooccurrence.py.
+  cooccurrence: CooccurrenceFields = CooccurrenceFields()
 
 
 @_frozen
 class NetworkFields:
   """``config.network``, or what a method makes of it."""
 
-  encoder: EncoderName
-  fusion: Annotated[str, _one_of(*FUSIONS)]
-  embedding_dim: Count
-  hidden_dim: Count
-  fusion_dim: Count
-  classifier_dim: Count
-  projector_dim: Count
-  projection_dim: Count
-  dropout: Rate
-  embedding_dropout: Rate
-  input_clip: Annotated[float, _number(0.0, open_low=True)]
-  compute_dtype: Annotated[str, _one_of("float32", "bfloat16")]
+  # auto by kind of input; mlp, linear, conv; hust_cnn, sentiment_transformer;
+  # backbones.
+  encoder: EncoderName = "auto"
+  fusion: Annotated[str, _one_of(*FUSIONS)] = "concat"
+  # Per modality.
+  embedding_dim: Count = 64
+  # Of the encoders.
+  hidden_dim: Count = 128
+  # Common width inside gated, film, lowrank, attention, bottleneck.
+  fusion_dim: Count = 128
+  # Hidden width behind the fusion.
+  classifier_dim: Count = 128
+  projector_dim: Count = 128
+  projection_dim: Count = 128
+  # Of the classifier.
+  dropout: Rate = 0.5
+  embedding_dropout: Rate = 0.0
+  # Largest scaled input, in robust standard deviations.
+  input_clip: Annotated[float, _number(0.0, open_low=True)] = 10.0
+  # Or bfloat16; parameters and losses stay float32.
+  compute_dtype: Annotated[str, _one_of("float32", "bfloat16")] = "float32"
 
 
 @_frozen
 class EncoderFields:
   """One published encoder of ``config.backbones``."""
 
-  weights: Text
-  depths: Annotated[tuple[int, ...], _DEPTHS]
-  width: Annotated[int, _integer(8, 1024)]
+  # From data_prep.convert_checkpoint; "" is random initial weights.
+  weights: Text = ""
+  # Blocks of layer1..layer4; () is the published depth.
+  depths: Annotated[tuple[int, ...], _DEPTHS] = ()
+  # Channels of the stem; 64 is the published width.
+  width: Annotated[int, _integer(8, 1024)] = 64
 
 
 @_frozen
 class BackboneFields:
   """``config.backbones``."""
 
-  bn_mode: Annotated[str, _one_of(*BN_MODES)]
-  audio_layer4: Annotated[str, _one_of(*LAYER4_INITS)]
-  trainable: Annotated[str, _one_of(*TRAINABLE)]
-  remat: Bool
-  video: EncoderFields
-  audio: EncoderFields
-  flow: EncoderFields
+  # frozen, layer4, or batch as the reference code has it.
+  bn_mode: Annotated[str, _one_of(*BN_MODES)] = "frozen"
+  # Or random, as in most reference code.
+  audio_layer4: Annotated[str, _one_of(*LAYER4_INITS)] = "pretrained"
+  # layer4, or all.
+  trainable: Annotated[str, _one_of(*TRAINABLE)] = "layer4"
+  # Recompute residual blocks in the backward pass.
+  remat: Bool = False
+  video: EncoderFields = EncoderFields()
+  audio: EncoderFields = EncoderFields()
+  flow: EncoderFields = EncoderFields()
 
   def encoder(self, modality: str) -> EncoderFields:
     """Of one modality of a video set."""
@@ -220,70 +265,112 @@ class BackboneFields:
 class ReaderFields:
   """``config.reader``."""
 
-  threads: Annotated[int, _integer(0, 1024)]
-  workers: Annotated[int, _integer(0, 1024)]
-  prefetch: Annotated[int, _integer(1, 1024)]
-  eval_batch: Annotated[int, _integer(1, 65536)]
-  max_damaged: Annotated[float, _number(0.0, 1.0)]
+  # 0 reads in the training thread.
+  threads: Annotated[int, _integer(0, 1024)] = 8
+  # Processes beside this one, each with its own threads.
+  workers: Annotated[int, _integer(0, 1024)] = 0
+  # Batches read ahead, per process; at least the threads.
+  prefetch: Annotated[int, _integer(1, 1024)] = 8
+  # Rows per evaluation batch of epic and hac.
+  eval_batch: Annotated[int, _integer(1, 65536)] = 8
+  # Share of the clips that may be unreadable and are left out.
+  max_damaged: Annotated[float, _number(0.0, 1.0)] = 0.01
 
 
 @_frozen
 class OptimizerFields:
   """``config.optimizer``, or what a method makes of it."""
 
-  lr: Annotated[float, _number(0.0, open_low=True)]
-  weight_decay: Annotated[float, _number(0.0, 10.0)]
-  schedule: Annotated[str, _one_of(*SCHEDULES)]
+  lr: Annotated[float, _number(0.0, open_low=True)] = 1e-3
+  weight_decay: Annotated[float, _number(0.0, 10.0)] = 1e-4
+  schedule: Annotated[str, _one_of(*SCHEDULES)] = "cosine"
 
 
 @_frozen
 class BenchmarkFields:
   """``config.benchmark``; a table is checked with its ``datasets`` merged in."""
 
-  datasets: Annotated[Mapping[str, Any], _GROUPS]
-  protocols: Annotated[tuple[str, ...], _each(_one_of(*PROTOCOLS), least=1)]
-  subsets: Annotated[str, _one_of(*SUBSETS)]
+  # {name: fields that differ from this config, in groups}; none is config.data alone.
+  datasets: Annotated[Mapping[str, Any], _GROUPS] = dataclasses.field(
+    default_factory=dict
+  )
+  protocols: Annotated[tuple[str, ...], _each(_one_of(*PROTOCOLS), least=1)] = (
+    "leave_one_domain_out",
+  )
+  # fused: every two or more modalities; every: single ones, too.
+  subsets: Annotated[str, _one_of(*SUBSETS)] = "all"
 
 
 @_frozen
 class SearchFields:
   """``config.search``; `check_space` looks at ``space``."""
 
-  trials: Annotated[int, _integer(0)]
-  seed: Annotated[int, _integer(0)]
-  seeds: Seeds
-  space: Group
+  # Search before the table: the default, weight 0, and settings that fill the space
+  # evenly; 0 trials is none, fewer than 16 say little.
+  trials: Annotated[int, _integer(0)] = 0
+  # Of the settings.
+  seed: Seed = 0
+  # Fresh seeds (of the config) are used for the table.
+  seeds: Seeds = (100, 101)
+  # {method: {term, "network" or "optimizer": {number: (low, high)}}}, drawn log-
+  # uniformly; a method that is not named takes the ranges of its terms.
+  space: Group = dataclasses.field(default_factory=dict)
 
 
 @_frozen
 class Config:
   """A checked config, from `validate`; configs/common.py says what the fields mean."""
 
-  target: Text
-  targets: Names
-  sources: Names
-  protocol: Annotated[str, _one_of(*PROTOCOLS)]
-  method: Text
-  methods: Annotated[tuple[str, ...], _each(_TEXT, least=1)]
-  seed: Seed
-  seeds: Seeds
-  split_seed: Seed
-  metric: Annotated[str, _one_of(*METRICS)]
-  selection: Annotated[str, _one_of(*SOURCE_RULES)]
-  driver: Annotated[str, _one_of(*DRIVERS)]
-  total_steps: Count
-  batch_size: Annotated[int, _integer(0)]
-  log_every: Count
-  eval_every: Count
-  wave: Annotated[int, _integer(0)]
-  data: DataFields
-  network: NetworkFields
-  backbones: BackboneFields
-  reader: ReaderFields
-  optimizer: OptimizerFields
-  recipes: Group  # Checked by `check_recipe`.
-  benchmark: BenchmarkFields
-  search: SearchFields
+  # The held-out domain of one run with checkpoints, set by the config argument after
+  # the colon; without one every target x method x seed is trained and tabled.
+  target: Text = ""
+  # Held-out domains of the table; () is every domain.
+  targets: Names = ()
+  # Source domains; () is every domain but the target.
+  sources: Names = ()
+  # leave_one_domain_out; single_source: all ordered pairs of a source and a target;
+  # in_domain: train on rows of the target itself, the upper bound.
+  protocol: Annotated[str, _one_of(*PROTOCOLS)] = "leave_one_domain_out"
+  # Of a single run; "a+b" composes two recipes.
+  method: Text = "mer_kde"
+  # Of the table; the first is what the others are compared with.
+  methods: Annotated[tuple[str, ...], _each(_TEXT, least=1)] = (
+    *BASELINES,
+    "mer_kde",
+    "mer_logdet",
+  )
+  # Of a single run: initial weights, data order, noise in the step.
+  seed: Seed = 0
+  # Of the table.
+  seeds: Seeds = (0, 1, 2, 3, 4)
+  # Train/validation split; the same for every method.
+  split_seed: Seed = 0
+  # Headline: accuracy or balanced_accuracy.
+  metric: Annotated[str, _one_of(*METRICS)] = "accuracy"
+  # What chooses checkpoints and, in a search, settings: source_val; re-paired_val, on
+  # validation rows with modalities re-paired within class (docs/evaluation.md).
+  selection: Annotated[str, _one_of(*SOURCE_RULES)] = "source_val"
+  # Of a single run: resident (data on device) or stream.
+  driver: Annotated[str, _one_of(*DRIVERS)] = "resident"
+  total_steps: Count = 1_000
+  # Rows over all sources; 0 is about 96, padded for tiny domains.
+  batch_size: Annotated[int, _integer(0)] = 0
+  # Steps; divides eval_every.
+  log_every: Count = 50
+  # Steps between evaluations, records and checkpoints.
+  eval_every: Count = 250
+  # Runs trained at once by the table; 0 picks by device.
+  wave: Annotated[int, _integer(0)] = 0
+  data: DataFields = DataFields()
+  network: NetworkFields = NetworkFields()
+  backbones: BackboneFields = BackboneFields()
+  reader: ReaderFields = ReaderFields()
+  optimizer: OptimizerFields = OptimizerFields()
+  # Which terms a method has beside the fused cross-entropy, and how; "a+b" is the terms
+  # of both. mer_dg/methods has a page each.
+  recipes: Group = dataclasses.field(default_factory=recipes)
+  benchmark: BenchmarkFields = BenchmarkFields()
+  search: SearchFields = SearchFields()
 
 
 @functools.cache
