@@ -12,6 +12,7 @@ import csv
 import importlib
 from pathlib import Path
 import pkgutil
+import re
 from types import ModuleType
 
 from mer_dg import protocol
@@ -74,27 +75,26 @@ def _own(module: ModuleType, named: Iterable[str]) -> list[str]:
 
 
 def fields() -> str:
-  """Every field of a config with its default and comment, from configs/common.py."""
-  path = DOCS.parent / "configs" / "common.py"
-  source = path.read_text()
+  """Every field of a config with its default and comment, from where it is checked."""
+  source = (DOCS.parent / "mer_dg" / "experiments" / "config.py").read_text()
   lines = source.splitlines()
-  function = next(
-    node for node in ast.parse(source).body
-    if isinstance(node, ast.FunctionDef) and node.name == "get_config"
-  )  # fmt: skip
+  groups = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
   rows: list[tuple[str, str, str]] = []
 
-  def add(name: str, value: ast.expr, first: int, last: int) -> None:
-    if isinstance(value, ast.Call) and ast.unparse(value.func) == "dict":
-      for word in value.keywords:
-        if word.arg:
-          add(f"{name}.{word.arg}", word.value, word.lineno, word.end_lineno or 0)
-      return
-    rows.append((name, ast.unparse(value), _comment(lines, first, last)))
+  def add(group: str, prefix: str) -> None:
+    for node in groups[group].body:
+      if isinstance(node, ast.AnnAssign) and node.value:
+        name, kind = prefix + ast.unparse(node.target), ast.unparse(node.annotation)
+        if kind in groups:
+          add(kind, f"{name}.")
+          continue
+        default = ast.unparse(node.value)
+        made = re.search(r"default_factory=(\w+)", default)
+        default = f"{made[1]}()".replace("dict()", "{}") if made else default
+        comment = _comment(lines, node.lineno, node.end_lineno or 0)
+        rows.append((name, default, comment))
 
-  for node in function.body:
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-      add(node.targets[0].attr, node.value, node.lineno, node.end_lineno or 0)
+  add("Config", "")
   text = [
     "# Config fields\n",
     "Every field with its default; `--config.FIELD=VALUE` sets it. The file of a",

@@ -123,6 +123,41 @@ class Dataset(abc.ABC):
     """What records have to say of the set beside its version."""
     return {}
 
+  @classmethod
+  def from_arrays(
+    cls, inputs: Mapping[str, Any], *, label: Any, domain: Any, name: str = "data",
+    **more: Any,
+  ) -> Dataset:  # fmt: skip
+    """A dataset from arrays in memory, checked as a file would be.
+
+    Args:
+      inputs: ``{modality: [N, ...]}``; its order is the order of modalities.
+      label: ``[N]``, integers from 0 or names of classes.
+      domain: ``[N]``, names or integers.
+      name: Of the set, for records and messages.
+      **more: Other keys of the format (docs/data.md): ``class_names``, ``group``,
+        ``split``, ``id``, ``<modality>_len``, ``<modality>_present``,
+        ``<modality>_kind``.
+
+    Raises:
+      DataError: As `mer_dg.data.load_npz`.
+
+    Example:
+      >>> from mer_dg.data import Dataset
+      >>> arrays = {"video": np.ones((4, 3)), "audio": np.ones((4, 9, 2))}
+      >>> d = Dataset.from_arrays(arrays, label=["run", "sit", "run", "sit"],
+      ...                         domain=["lab", "lab", "home", "home"])
+      >>> d.class_names, d.domain_names, d.modalities
+      (('run', 'sit'), ('home', 'lab'), ('video', 'audio'))
+    """
+    from mer_dg.data.npz import from_arrays  # It knows this module.
+
+    label = np.asarray(label)
+    if label.dtype.kind in "US":
+      more["class_names"], label = np.unique(label, return_inverse=True)
+    given = {"modalities": list(inputs), **inputs, "label": label, "domain": domain}
+    return from_arrays({**given, **more}, name=name)
+
   def __len__(self) -> int:
     return len(self.label)
 
@@ -168,6 +203,8 @@ class ArrayDataset(Dataset):
     lengths: ``{modality: int32 [N]}`` valid steps of zero-padded sequences;
       modalities without padding are absent.
     why: ``{modality: words}``, why it has its kind, and what was made of it.
+    waveforms: ``{modality: (samples of a row, per second)}`` of what was a waveform
+      before it became log power in bands; the rate is None where it is not known.
   """
 
   inputs: Mapping[str, np.ndarray]
@@ -175,6 +212,9 @@ class ArrayDataset(Dataset):
   present: Mapping[str, np.ndarray]
   lengths: Mapping[str, np.ndarray]
   why: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  waveforms: Mapping[str, tuple[int, float | None]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def specs(self) -> dict[str, InputSpec]:
@@ -326,8 +366,10 @@ def make_dataset(
   notes = tuple(
     _odd_line(m, stored[m], reading) for m, reading in readings.items() if reading.odd
   )
+  waveforms: dict[str, tuple[int, float | None]] = {}
   for m in [m for m in arrays if kinds[m] == "waveform"]:
     rate = (rates or {}).get(m)
+    waveforms[m] = arrays[m].shape[1], rate
     arrays[m], frames = _bands(name, m, arrays[m], rate, present[m], lengths.get(m))
     if frames is not None:
       lengths[m] = frames
@@ -361,6 +403,7 @@ def make_dataset(
     ),
     notes=notes,
     why=why,
+    waveforms=waveforms,
   )
 
 

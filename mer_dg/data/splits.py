@@ -9,6 +9,8 @@ import numpy as np
 from mer_dg.contracts import seed_of
 from mer_dg.data.dataset import SPLITS, DataError, Dataset
 
+NOBODY = "(none)"  # The target of a task that trains on every domain.
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -74,18 +76,7 @@ def leave_one_domain_out(
     raise DataError(f"{dataset.name}: no source domain is left besides {target!r}.")
   if len(set(sources)) != len(sources):
     raise DataError(f"{dataset.name}: sources {sources} name a domain twice.")
-  train, val = {}, {}
-  for name in sources:
-    rows = np.flatnonzero(dataset.domain == dataset.domain_id(name))
-    train[name], val[name] = _split_domain(
-      dataset, name, rows, split_seed, val_fraction
-    )
-  if not any(rows.size for rows in val.values()):
-    counts = {name: len(rows) for name, rows in train.items()}
-    raise DataError(
-      f"{dataset.name}: no source domain is large enough to leave validation rows; "
-      f"training rows: {counts}. Model selection needs some."
-    )
+  train, val = _split_sources(dataset, sources, split_seed, val_fraction)
   test = np.flatnonzero(dataset.domain == dataset.domain_id(target))
   if dataset.split is not None and dataset.target_rows == "test":
     marked = test[dataset.split[test] == SPLITS.index("test")]
@@ -103,6 +94,16 @@ def leave_one_domain_out(
   if not test.size:
     raise DataError(f"{dataset.name}: target {target!r} has no rows to test on.")
   return Split(target, sources, train, val, test)
+
+
+def every_domain(dataset: Dataset, *, split_seed: int, val_fraction: float) -> Split:
+  """Splits every domain into train and validation rows; nothing is left to test on.
+
+  Args and errors as `leave_one_domain_out`.
+  """
+  _check_fraction(val_fraction)
+  train, val = _split_sources(dataset, dataset.domain_names, split_seed, val_fraction)
+  return Split(NOBODY, dataset.domain_names, train, val, np.zeros(0, np.int64))
 
 
 def in_domain(
@@ -154,6 +155,23 @@ def in_domain(
 def _check_fraction(val_fraction: float) -> None:
   if not 0 < val_fraction < 1:
     raise DataError(f"val_fraction={val_fraction} must lie between 0 and 1.")
+
+
+def _split_sources(dataset, sources, split_seed, val_fraction):
+  """``{source: rows}`` that train, and that validate."""
+  train, val = {}, {}
+  for name in sources:
+    rows = np.flatnonzero(dataset.domain == dataset.domain_id(name))
+    train[name], val[name] = _split_domain(
+      dataset, name, rows, split_seed, val_fraction
+    )
+  if not any(rows.size for rows in val.values()):
+    counts = {name: len(rows) for name, rows in train.items()}
+    raise DataError(
+      f"{dataset.name}: no source domain is large enough to leave validation rows; "
+      f"training rows: {counts}. Model selection needs some."
+    )
+  return train, val
 
 
 def _split_domain(dataset, name, rows, split_seed, val_fraction):

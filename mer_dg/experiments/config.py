@@ -312,8 +312,8 @@ class SearchFields:
   seed: Seed = 0
   # Fresh seeds (of the config) are used for the table.
   seeds: Seeds = (100, 101)
-  # {method: {term, "network" or "optimizer": {number: (low, high)}}}, drawn log-
-  # uniformly; a method that is not named takes the ranges of its terms.
+  # {method: {term, "network" or "optimizer": {number: (low, high)}}}, drawn
+  # log-uniformly; a method that is not named takes the ranges of its terms.
   space: Group = dataclasses.field(default_factory=dict)
 
 

@@ -12,8 +12,11 @@ import numpy as np
 
 from mer_dg.data.arrays import Arrays, put, to_arrays
 from mer_dg.data.sampling import Pool
+from mer_dg.data.splits import NOBODY
 from mer_dg.data.stream import DevicePrefetch, stream_batches
 from mer_dg.experiments import pretrained, video
+from mer_dg.experiments.config import settings
+from mer_dg.experiments.model import Model
 from mer_dg.experiments.runs import (
   Evaluation,
   Run,
@@ -159,7 +162,10 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
 
   def evaluate(state: TrainState):
     state, metrics = _judge(method, measure, state)
-    return state, name_sources(metrics, sources)
+    named = name_sources(metrics, sources)
+    if run.target == NOBODY:  # Nothing was measured there.
+      named = {k: v for k, v in named.items() if not k.startswith("target/")}
+    return state, named
 
   began, logs = time.perf_counter(), []
 
@@ -203,6 +209,8 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
     driver.close()
     for log in logs:
       log.close()
+  if not (setup.backbones or setup.dataset.on_disk):
+    model(setup, workdir).save(workdir.path / "model")
   workdir.finish({own: run.trials}, steps)
   return state
 
@@ -237,8 +245,58 @@ def evaluate(setup: Setup, workdir: Workdir) -> dict[str, float]:
     CheckpointError: If it cannot be read, or is not what was saved.
   """
   run = the_run(setup)
-  own = run_id(setup, run)
   task, template, _ = _prepare(setup, run)
+  best, variables = _selected(setup, workdir, run, template)
+  measure = _evaluator(setup, run, task, _arrays(setup))
+  metrics = name_sources(measure(variables), setup.folds[run.task].sources)
+  null = {k: v if np.isfinite(v) else None for k, v in metrics.items()}  # As records.
+  found = {"run_id": run_id(setup, run), "step": best, "metrics": null}
+  write_atomic(
+    workdir.path / "evaluation.json",
+    json.dumps(found, indent=2, allow_nan=False) + "\n",
+  )
+  return {"step": float(best), **metrics}
+
+
+def model(setup: Setup, workdir: Workdir) -> Model:
+  """The network that source validation selects, ready to predict.
+
+  Args:
+    setup: Of a set in memory.
+    workdir: A workdir in which it was trained.
+
+  Raises:
+    WorkdirError: If there is no checkpoint.
+    CheckpointError: If it cannot be read, or is not what was saved.
+  """
+  run = the_run(setup)
+  _, template, _ = _prepare(setup, run)
+  best, variables = _selected(setup, workdir, run, template)
+  own = run_id(setup, run)
+  (record,) = (r for r in workdir.records() if (r["run_id"], r["step"]) == (own, best))
+  held_out = None if run.target == NOBODY else run.target
+  split = setup.folds[run.task]
+  about = {
+    "method": run.method, "seed": run.seed, "held_out": held_out,
+    "sources": list(split.sources), "dataset": setup.dataset.name,
+    "data_version": setup.dataset.version, "step": best,
+    "scores": {k: v for k, v in record["metrics"].items() if k.startswith("val/")},
+  }  # fmt: skip
+  return Model(
+    setup.dataset.specs,
+    setup.dataset.class_names,
+    vars(settings(setup.config, run.method)[0]),
+    jax.tree.map(np.asarray, variables),
+    setup.dataset.in_memory().waveforms,
+    about,
+  )
+
+
+def _selected(
+  setup: Setup, workdir: Workdir, run: Run, template: TrainState
+) -> tuple[int, dict]:
+  """Step and ``variables`` of the checkpoint that source validation selects."""
+  own = run_id(setup, run)
   # A training may be writing there.
   with _checkpoints(setup, workdir, own, read_only=True) as checkpoints:
     try:
@@ -252,15 +310,4 @@ def evaluate(setup: Setup, workdir: Workdir) -> dict[str, float]:
         f"{error}. It is, or may be, the one that source validation selects. Without "
         f"{workdir.checkpoints(own)}, --mode=train makes it again."
       ) from error
-  method = setup.method(run.method, run.task)
-  measure = _evaluator(setup, run, task, _arrays(setup))
-  metrics = name_sources(
-    measure(evaluated(state, method)), setup.folds[run.task].sources
-  )
-  null = {k: v if np.isfinite(v) else None for k, v in metrics.items()}  # As records.
-  found = {"run_id": own, "step": best, "metrics": null}
-  write_atomic(
-    workdir.path / "evaluation.json",
-    json.dumps(found, indent=2, allow_nan=False) + "\n",
-  )
-  return {"step": float(best), **metrics}
+  return best, evaluated(state, setup.method(run.method, run.task))
