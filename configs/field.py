@@ -92,6 +92,7 @@ def get_config(chosen: str = ""):
   c.benchmark.datasets = {
     name: {group: own[group] for group in _sets.GROUPS} for name, own in each.items()
   }
+  c.eval_every = each[sets[0]].eval_every  # Without --mode=benchmark: the first set.
   c.log_every = 5  # It has to divide every set's eval_every.
   c.methods = compose([word for word in words if word in KINDS] or KINDS)
   if "search" in words:
