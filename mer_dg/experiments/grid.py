@@ -339,7 +339,12 @@ def train_all(
   ours = {group: ws[host::hosts] for group, ws in waves.items()}
   left = {g: [w for w in ws if not done.issuperset(w)] for g, ws in ours.items()}
   count = sum(len(trainings(wave)) for some in left.values() for wave in some)
-  with Progress(count * setup.config.total_steps, 0, "") as progress:
+  hint = (
+    "Stop at any time: the same command goes on. Fewer seeds (--config.seeds=1), "
+    "methods (--config.methods) or steps (--config.total_steps) take less; seeds and "
+    "methods may be added later."
+  )
+  with Progress(count * setup.config.total_steps, 0, "", hint) as progress:
     for group, members in groups.items():
       name, tasks = group[0], list(dict.fromkeys(run.task for run in members))
       if not left[group]:

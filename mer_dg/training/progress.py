@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import sys
+from time import monotonic
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ T = TypeVar("T")
 
 # Seconds between refreshes where nobody watches a terminal (a log file, CI).
 _QUIET_INTERVAL = 20.0
+_LONG = 600.0  # Seconds.
 
 
 def progress_bar(items: Iterable[T], total: int, label: str) -> Iterable[T]:
@@ -38,9 +40,13 @@ class Progress:
     total: Steps in all.
     done: Steps that a resumed run has behind it.
     label: Name of the run.
+    hint: What makes it shorter; written with the time that is left, once, where that is
+      more than ten minutes.
   """
 
-  def __init__(self, total: int, done: int, label: str):
+  def __init__(self, total: int, done: int, label: str, hint: str = ""):
+    self._hint, self._total = hint, total
+    self._since: tuple[float, float] | None = None  # Time and steps of the first chunk.
     watched = sys.stderr.isatty()
     self._bar = tqdm(
       total=total,
@@ -77,6 +83,22 @@ class Progress:
       for k, v in metrics.items()
     }
     self.update(int(self._bar.n) + steps, means)
+    if self._hint:
+      self._tell_time(monotonic())
+
+  def _tell_time(self, now: float) -> None:
+    """Says how long it takes, measured on what follows the first chunk.
+
+    The first one compiles.
+    """
+    if self._since is None:
+      self._since = now, float(self._bar.n)
+      return
+    began, steps = self._since
+    left = (self._total - self._bar.n) * (now - began) / (self._bar.n - steps)
+    if left > _LONG:
+      self.write(f"About {left / 60:.0f} minutes are left. {self._hint}")
+    self._hint = ""
 
   def name(self, label: str) -> None:
     """Changes the name in front of the bar."""
