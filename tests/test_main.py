@@ -47,13 +47,17 @@ def test_one_run_then_the_same_command_then_evaluate_and_report(main, tmp_path):
   assert f"Workdir: {tmp_path}" in out
   # Progress: the loss terms and the entropy of each modality.
   assert re.search(r"loss \S+ H\[m0\] \S+ H\[m1\] \S+ fused \S+ mer", err)
-  assert "step 20: val/accuracy" in err
+  assert "step 20: source validation accuracy" in err
+  assert "target" not in err.partition("step 10")[2]  # Nobody peeks.
   assert (tmp_path / "done").exists()
   records = (tmp_path / "results.jsonl").read_text()
 
   code, out, err = main(*words)
   assert code == 0, err
   assert f"Resuming {tmp_path} at step 20 of 20." in out
+  assert out.endswith(
+    f"Finished already: nothing to train.\nReport: {tmp_path}/report/index.html\n"
+  )
   assert (tmp_path / "results.jsonl").read_text() == records
 
   # The folder says the rest.
@@ -69,7 +73,7 @@ def test_one_run_then_the_same_command_then_evaluate_and_report(main, tmp_path):
   code, out, err = main("--mode", "report", "--workdir", tmp_path)
   assert code == 0, err
   assert (tmp_path / "report" / "report.md").read_text() == table
-  assert table.strip() in out
+  assert (tmp_path / "report" / "summary.txt").read_text().strip() in out
 
 
 def test_a_search_then_a_table(main, tmp_path):
@@ -87,7 +91,7 @@ def test_a_search_then_a_table(main, tmp_path):
   )
   assert code == 0, err
   table = (tmp_path / "report" / "report.md").read_text()
-  assert table.strip() in out
+  assert out.endswith((tmp_path / "report" / "summary.txt").read_text())
   assert re.search(r"\| method +\|.* d0 .* d1 ", table)
   assert re.search(r"1\D+4 hyperparameter settings tried", table)
   for plot in ("targets", "differences"):

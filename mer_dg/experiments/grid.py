@@ -37,6 +37,7 @@ from mer_dg.experiments.setup import (
   task_arrays,
 )
 from mer_dg.protocol import Assignment
+from mer_dg.reporting.names import display, metric_name, number
 from mer_dg.training.progress import Progress
 from mer_dg.training.state import TrainState, evaluated
 from mer_dg.training.step import (
@@ -364,9 +365,11 @@ def _trained(
   progress: Progress,
 ) -> Iterator[Wave]:
   """Trains waves one after another, in halves once one is too large for the device."""
-  program, left = make(lanes), list(waves)
+  program, left, fresh = make(lanes), list(waves), True
   while left:
-    progress.name(f"{name}, {len(left)} wave{'s' * (len(left) > 1)} left")
+    waves_left = f"{len(left)} wave{'s' * (len(left) > 1)} left"
+    progress.name(f"{display(name)}, {waves_left}", compiling=fresh)
+    fresh = False
     try:
       result = program.train(left[0], progress.add)
     except jax.errors.JaxRuntimeError as error:
@@ -374,7 +377,7 @@ def _trained(
         raise
       lanes = -(-lanes // 2)
       progress.write(f"Out of memory: going on with {lanes} runs at once.")
-      program = make(lanes)
+      program, fresh = make(lanes), True
       left = [part for wave in left for part in _waves(wave, lanes)]
       continue
     del left[0]
@@ -394,10 +397,12 @@ def _wave_line(name: str, wave: Wave, metric: str) -> str:
   last = max((e.step for e in wave.evaluations), default=0)
   ended = [e for e in wave.evaluations if e.step == last]
   if ended:
-    mean = lambda key: 100 * np.mean([e.metrics[key] for e in ended])
+    # Not the target: who looks at it while training chooses by it.
+    val = np.mean([e.metrics[f"val/{metric}"] for e in ended])
     lines.append(
-      f"{name}: {len(ended)} runs, {ended[0].wall_time_s:.1f} s, last step: source "
-      f"validation {mean(f'val/{metric}'):.1f}, target {mean(f'target/{metric}'):.1f}"
+      f"{display(name)}: {len(ended)} runs, {ended[0].wall_time_s:.1f} s, source "
+      f"validation at the last step: {metric_name(metric, unit=False)} "
+      f"{number(val, metric)}"
     )
   return "\n".join(lines)
 

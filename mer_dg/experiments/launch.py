@@ -62,7 +62,8 @@ def run(
     command: The command line, for the report; not shown if empty.
 
   Returns:
-    The text that was printed at the end; of several hosts the first one has it.
+    The report in Markdown (of "evaluate" the metrics); of several hosts the first one
+    has it. Its summary is printed.
 
   Raises:
     ConfigError: For a wrong config.
@@ -86,6 +87,7 @@ def run(
   folder = Workdir(workdir or _default(name or "run", config, mode), config)
   name = name or folder.name
   print(f"Workdir: {folder.path}")
+  before = _recorded(folder)
   if mode == "report":
     reports = report_all if is_benchmark(folder) else report
     text = reports(folder, config, name)
@@ -100,8 +102,26 @@ def run(
       print(summary(setup))
     folder.check_data(setup.dataset.version)
     text = _compute(setup, folder, mode, name, command)
-  print(text)
+  print(_ending(folder, mode, text, trained=_recorded(folder) != before))
   return text
+
+
+def _recorded(folder: Workdir) -> int:
+  """Bytes of all records below a folder: more when something was trained."""
+  kinds = ("results*.jsonl", "search*.jsonl", "diverged*.jsonl")
+  return sum(p.stat().st_size for kind in kinds for p in folder.path.rglob(kind))
+
+
+def _ending(folder: Workdir, mode: str, text: str, *, trained: bool) -> str:
+  """What is printed last: a verdict, a table and the path of the report."""
+  summary, page = folder.path / "report" / "summary.txt", folder.path / "report"
+  if mode == "evaluate" or not text or not summary.exists():
+    return text
+  if mode == "diagnose":
+    return f"{text}\n\nReport: {page / 'index.html'}"
+  if mode in ("train", "benchmark") and not trained:
+    return f"Finished already: nothing to train.\nReport: {page / 'index.html'}"
+  return summary.read_text().rstrip()
 
 
 def _default(name: str, config: Config, mode: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import json
 import time
 
@@ -186,7 +186,10 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
     found = Evaluation(run, at, metrics, time.perf_counter() - began)
     # Written before its checkpoint; a record that is there already stays.
     append_records(workdir.results, [record_of(setup, found)])
-    logs[0].events(at, metrics)
+    logs[0].events(at, _telling(metrics, config.metric))
+    if at == config.total_steps:
+      hyper = {"method": run.method, **record_of(setup, found)["hyper"]}
+      logs[0].settings(hyper, _telling(metrics, config.metric))
 
   try:
     with _checkpoints(setup, workdir, own) as checkpoints:
@@ -204,6 +207,7 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
         on_eval=on_eval,
         on_resume=on_resume,
         label=f"{run.method} -> {run.target}",
+        metric=config.metric,
       )
   finally:
     driver.close()
@@ -213,6 +217,13 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
     model(setup, workdir).save(workdir.path / "model")
   workdir.finish({own: run.trials}, steps)
   return state
+
+
+def _telling(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
+  """What is worth a curve while training: source validation, inside of embeddings."""
+  shown = (f"val/{metric}", "val/nll", f"val/re-paired/{metric}")
+  kinds = ("entropy/", "effective_rank/")
+  return {k: v for k, v in metrics.items() if k in shown or k.startswith(kinds)}
 
 
 def _check_selected(

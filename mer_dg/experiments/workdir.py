@@ -386,6 +386,10 @@ class MetricsLog:
     for name, value in metrics.items():
       self._events.add_scalar(name, value, step)
 
+  def settings(self, hyper: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    """What TensorBoard compares runs by."""
+    self._events.add_hparams(dict(hyper), dict(scores), name="settings")
+
   def close(self) -> None:
     self._file.close()
     self._events.close()

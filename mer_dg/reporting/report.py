@@ -11,10 +11,12 @@ import functools
 import os
 import pathlib
 import re
+import textwrap
 from typing import Any, NamedTuple
 
 import jinja2
 from matplotlib.figure import Figure
+import pandas as pd
 
 from mer_dg import protocol
 from mer_dg.protocol import AnyRecord, write_atomic
@@ -59,7 +61,8 @@ def write_report(
 ) -> str:
   """Writes ``report/``: ``index.html``, ``report.md``, ``table.{csv,tex}``, figures.
 
-  Figures are SVG; those that a paper may show are PDF as well.
+  Figures are SVG; those that a paper may show are PDF as well. ``summary.txt`` is what
+  ends a command: the verdict, one table, where the page is.
 
   Each dataset, modality set and protocol gets its own table, headed by selection by
   ``rule``, with the other rules below. The page holds all of it and needs neither
@@ -147,6 +150,7 @@ def write_report(
   write_atomic(folder / "table.csv", csv)
   write_atomic(folder / "table.tex", "\n".join(latex))
   write_atomic(folder / "report.md", text)
+  write_atomic(folder / "summary.txt", _summary(shown, folder))
   write_atomic(folder / "index.html", _rendered("page.html.j2", **shown))
   return text
 
@@ -170,6 +174,35 @@ def _environment(page: bool) -> jinja2.Environment:
     "tied": _tied,
   }
   return environment
+
+
+# Columns of a terminal that no line of the summary exceeds.
+_COLUMNS = 100
+
+
+def _summary(shown: Mapping[str, Any], folder: pathlib.Path) -> str:
+  """The verdict, one table that fits a terminal, and where the report is."""
+  said = _rendered("summary.j2", **shown).splitlines()
+  lines = [textwrap.fill(line, _COLUMNS) for line in said if line.strip()]
+  across, first = shown["across"], shown["sections"][0]
+  grid = across["grid"] if across else first["grids"][first["table"].rule]
+  return "\n".join(
+    [*lines, "", _narrow(grid), "", f"Report: {folder / 'index.html'}\n"]
+  )
+
+
+def _narrow(grid: tables.Grid) -> str:
+  """A grid as text, without the last columns where they do not fit."""
+  header, body = grid
+  for count in range(len(header), 0, -1):
+    align = ["left", *["right"] * (count - 1)]
+    table = pd.DataFrame([line[:count] for line in body], columns=header[:count])
+    text = table.to_markdown(
+      index=False, tablefmt="simple", disable_numparse=True, colalign=align
+    )
+    if max(map(len, text.splitlines())) <= _COLUMNS:
+      break
+  return text
 
 
 def _tied(text: str) -> str:
@@ -292,6 +325,8 @@ class _Section:
                                    for k, c in parts.items())]
               for m, parts in relied.items()]  # fmt: skip
       out["reliance"] = ["method", *next(iter(relied.values()))], body
+      if self.reference in relied:
+        out["lost"] = names.number(relied[self.reference]["lost"].mean, metric)
 
     missing, out["missing_rule"] = extras.missing(self.frames, metric, self.rule)
     if missing:

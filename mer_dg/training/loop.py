@@ -53,6 +53,7 @@ def fit(
   on_eval: Callable[[int, Mapping[str, float]], None],
   on_resume: Callable[[int], None],
   label: str = "",
+  metric: str = "accuracy",
 ) -> TrainState:
   """Trains from the newest checkpoint, or from ``state``, to ``total_steps``.
 
@@ -75,6 +76,7 @@ def fit(
     on_eval: Called with (step, evaluation), before the checkpoint is saved.
     on_resume: Called with the step from which training goes on (0 for fresh).
     label: Name shown by the progress bar.
+    metric: Of source validation, shown at every evaluation.
 
   Returns:
     The final state.
@@ -90,6 +92,7 @@ def fit(
   step = int(state.step)
   on_resume(step)
   with Progress(total_steps, step, label) as progress:
+    progress.name(label, compiling=step < total_steps)
     while step < total_steps:
       start, began = step, time.perf_counter()
       # Boundaries lie on multiples of the intervals, wherever a resume starts.
@@ -107,7 +110,7 @@ def fit(
         found = rank(evaluation)
         if not np.all(np.isfinite(found)):
           raise _diverged("the source validation", step, start, step)
-        progress.note(step, evaluation)
+        progress.note(step, evaluation, metric)
         on_eval(step, evaluation)
         checkpoints.save(step, state, {"data": driver.position()}, found)
   checkpoints.wait()

@@ -71,7 +71,7 @@ class Progress:
       kind, _, rest = name.partition("/")
       if kind == "loss" and rest:
         shown[rest] = value
-      elif kind == "entropy":
+      elif kind == "entropy":  # Of the method: its estimator, on the batch.
         shown[f"H[{rest}]"] = value
     self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in shown.items()), False)
     self._bar.update(step - self._bar.n)
@@ -100,17 +100,21 @@ class Progress:
       self.write(f"About {left / 60:.0f} minutes are left. {self._hint}")
     self._hint = ""
 
-  def name(self, label: str) -> None:
-    """Changes the name in front of the bar."""
+  def name(self, label: str, compiling: bool = False) -> None:
+    """Changes the name before the bar; may say that a program is compiled first."""
     self._bar.set_description(label, refresh=False)
+    if compiling:  # Minutes on some devices; the first metrics take this away.
+      self._bar.set_postfix_str("compiling …")
 
   def write(self, line: str) -> None:
     """Prints a line above the bar."""
     self._bar.write(line, file=sys.stderr)
 
-  def note(self, step: int, evaluation: Mapping[str, float]) -> None:
-    """Prints one line for an evaluation, above the bar."""
-    wanted = ("val/accuracy", "target/accuracy")
-    words = [f"{k} {100 * evaluation[k]:.1f}" for k in wanted if k in evaluation]
-    words += [f"{k} {v:.3g}" for k, v in evaluation.items() if k.startswith("entropy/")]
-    self.write(f"step {step}: " + "  ".join(words))
+  def note(self, step: int, evaluation: Mapping[str, float], metric: str) -> None:
+    """Prints one line for an evaluation, above the bar; never a score of the target."""
+    said = f"source validation {metric.replace('_', ' ')}"
+    words = [f"{said} {100 * evaluation[f'val/{metric}']:.1f}"]
+    # Kernel estimates on all validation rows, not the method's own of a batch.
+    words += [f"H[{k[8:]}] of validation {v:.3g}"
+              for k, v in evaluation.items() if k.startswith("entropy/")]  # fmt: skip
+    self.write(f"step {step}: " + ", ".join(words))

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from tests.goldens import steps
 
 GOLDEN = json.loads(steps.PATH.read_text())
 CASES = steps.cases()
+WRITTEN_BY = "0.10.2"  # The jax of the file.
 
 
 def test_every_recipe_has_a_golden():
@@ -22,4 +24,8 @@ def test_two_steps_are_those_of_the_file(name):
     # Sums are taken in another order on another processor. The bias of a projection has
     # no gradient under logdet, but rounding: Adam makes whole steps of it.
     rtol = 5e-3 if what == "params" and "logdet" in name else 2e-5
+    if jax.__version__ != WRITTEN_BY:
+      # Another compiler rounds otherwise: log-determinants by 4e-5; and of CMRF, one of
+      # whose gradients is all rounding, Adam makes whole steps, 3e-3 of the loss.
+      rtol = max(rtol, {"mer_logdet": 1e-4, "cmrf": 1e-2}.get(name, 0.0))
     np.testing.assert_allclose(found[what], expected, rtol=rtol, err_msg=what)

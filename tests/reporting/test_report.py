@@ -144,6 +144,25 @@ def test_every_file_is_there_and_the_table_can_be_read(golden):
   assert (folder / "report" / "table.tex").read_text().count(r"\begin{table}") == 4
 
 
+def test_a_summary_ends_a_command(golden):
+  folder, _ = golden
+  lines = (folder / "report" / "summary.txt").read_text().splitlines()
+  assert lines[0] == "Unimodal heads, MER (kde) and MM are worse than ERM."
+  assert re.match(
+    r"Largest: MER \(kde\) −5\.2 points \[−7\.4, −3\.0\], ahead", lines[1]
+  )
+  assert lines[2] == (
+    "On source rows with modalities re-paired ERM loses 7.7 points. Not all is there: "
+    "see the report."
+  )
+  assert lines[-1] == f"Report: {folder / 'report' / 'index.html'}"
+  assert max(map(len, lines[:-1])) <= 100
+  assert lines[4].split()[:2] == ["method", "mean"]
+  assert lines[4].endswith("d3")
+  assert lines[6].split()[:2] == ["ERM", "61.5"]
+  assert len(lines) == 12
+
+
 def test_names_from_the_data_are_shown_and_never_obeyed(tmp_path, experiment):
   """A modality, a method, a target and a dataset that look like markup."""
   rename = {"video": EVIL, "mer": 'a"b\x27<i>', "a": "&amp;<b>$x$"}
@@ -330,6 +349,8 @@ def test_a_grid_of_many_methods_has_a_line_for_each(tmp_path, experiment):
     "mer",
   ]
   panels = [p.name for p in (tmp_path / "report").glob("overview-*.svg")]
+  lines = (tmp_path / "report" / "summary.txt").read_text().splitlines()
+  assert max(map(len, lines[:-1])) <= 100
   assert sorted(panels) == [f"overview-{d}-video-audio.svg" for d in ("other", "toy")]
 
 
