@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mer_dg.data.arrays import to_arrays
 from mer_dg.experiments import (
@@ -87,6 +88,11 @@ def test_a_run_learns_and_leaves_what_it_should(finished):
   for folder in ("tensorboard", "checkpoints"):
     assert {p.name for p in (workdir.path / folder).iterdir()} == ids
   assert {row["run"] for row in rows(workdir)} == ids
+  events = EventAccumulator(str(workdir.path / "tensorboard" / min(ids))).Reload()
+  shown = set(events.Tags()["scalars"])
+  assert {"train/loss", "val/accuracy", "val/nll", "entropy/m0"} < shown
+  assert not [name for name in shown if "target" in name]  # Nobody peeks.
+  assert (workdir.path / "tensorboard" / min(ids) / "settings").is_dir()
   wanted = {"val/accuracy", "target/accuracy", "val/d0/accuracy", "entropy/m0"}
   assert wanted < set(workdir.records()[-1]["metrics"])
 
