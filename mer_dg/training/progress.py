@@ -112,8 +112,8 @@ class Progress:
 
   def note(self, step: int, evaluation: Mapping[str, float], metric: str) -> None:
     """Prints one line for an evaluation, above the bar; never a score of the target."""
-    said = f"source validation {metric.replace('_', ' ')}"
-    words = [f"{said} {100 * evaluation[f'val/{metric}']:.1f}"]
+    words = [f"source validation {metric.replace('_', ' ')} {100 * v:.1f}"
+             for k, v in evaluation.items() if k == f"val/{metric}"]  # fmt: skip
     # Kernel estimates on all validation rows, not the method's own of a batch.
     words += [f"H[{k[8:]}] of validation {v:.3g}"
               for k, v in evaluation.items() if k.startswith("entropy/")]  # fmt: skip
