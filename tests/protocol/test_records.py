@@ -19,10 +19,12 @@ def test_round_trip_keeps_everything_and_nan(tmp_path, make):
   record = make(
     hyper={"lr": np.float32(0.5)},
     metrics={"val/nll": jnp.float32(0.25), "aurc": math.nan, "x": math.inf},
+    damaged=3,
   )
   assert protocol.append_records(path, [record]) == 1
   (read,) = protocol.read_records(path)
   assert read["hyper"] == {"lr": 0.5}
+  assert read["damaged"] == 3
   assert read["metrics"]["val/nll"] == 0.25
   assert math.isnan(read["metrics"]["aurc"])
   assert math.isnan(read["metrics"]["x"])
