@@ -31,7 +31,12 @@ def check_bandwidth(bandwidth) -> None:
 
 
 def scaled_by_rule(
-  rule: str, z: jax.Array, where: jax.Array | None, *, smallest: float
+  rule: str,
+  z: jax.Array,
+  where: jax.Array | None,
+  *,
+  smallest: float,
+  on_sphere: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   r"""``(x, h, unit)``: rows around a centre and their bandwidth, both in units.
 
@@ -48,9 +53,13 @@ def scaled_by_rule(
     where: Mask ``[n]`` or None.
     smallest: Floor of ``h``. Identical rows have no scale: the entropy is then finite
       (very negative) with zero gradient.
+    on_sphere: Whether rows have unit length, and hence ordinary ones.
   """
   n, d = z.shape
-  if rule == "median":
+  if rule == "median" and on_sphere:
+    x = _arrays.drop_rows(z - _arrays.robust_center(z, where)[None, :], where)
+    h, unit = _median_distance(x, where), jnp.ones((), z.dtype)
+  elif rule == "median":
     x, unit = ordinary_units(z, where)
     h = _median_distance(x, where)
   else:

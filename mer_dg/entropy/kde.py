@@ -28,18 +28,23 @@ def scaled_rows(
     where = jnp.concatenate([every(z, where), every(memory, memory_where)])
     memory = _arrays.drop_rows(lax.stop_gradient(memory), memory_where)
     z = jnp.concatenate([z, memory.astype(z.dtype)])
+  # On the sphere rounding hides what is closer than this; elsewhere squares vanish.
+  smallest = 1e-6 if kernel.on_sphere else float(jnp.finfo(z.dtype).tiny) ** 0.5
   if kernel.on_sphere:
     z = unit_sphere(z)
   if isinstance(bandwidth, str):
-    # On the sphere rounding hides what is closer than this; elsewhere squares vanish.
-    smallest = 1e-6 if kernel.on_sphere else float(jnp.finfo(z.dtype).tiny) ** 0.5
-    x, h, unit = scaled_by_rule(bandwidth, z, where, smallest=smallest)
+    x, h, unit = scaled_by_rule(
+      bandwidth, z, where, smallest=smallest, on_sphere=kernel.on_sphere
+    )
     h = h if gradient else lax.stop_gradient(h)
   else:
     x = _arrays.drop_rows(z - _arrays.robust_center(z, where)[None, :], where)
     h, unit = jnp.asarray(bandwidth).astype(z.dtype), jnp.ones((), z.dtype)
-  bound = _arrays.limit(d, z.dtype)
-  u = jnp.clip(x / h, -bound, bound)
+  if kernel.on_sphere:  # nothing is far away there, and no number large
+    u = x / jnp.maximum(h, smallest)
+  else:
+    bound = _arrays.limit(d, z.dtype)
+    u = jnp.clip(x / h, -bound, bound)
   if kernel.on_sphere:
     log_normalizer = kernel.log_normalizer(d, h * unit)
   else:  # their product might overflow

@@ -59,15 +59,24 @@ def marginal_entropy_loss(
   _arrays.check_positive("eps", eps)
 
   def one(z, where):
-    std, unit = _standard_deviation(z, where, eps)
-    std = std * unit
-    return jnp.mean(jax.nn.relu(gamma - std))  # relu: subgradient 0 at the hinge
+    return _hinge(*_standard_deviation(z, where, eps), gamma)
 
   return _arrays.estimate(one, z, where, min_rows=2)
 
 
+def _hinge(std, unit, gamma):
+  return jnp.mean(jax.nn.relu(gamma - std * unit))  # relu: subgradient 0 at the hinge
+
+
+def _nats(std, unit, log_det):
+  value = 0.5 * len(std) * math.log(2 * math.pi * math.e)
+  return value + jnp.sum(jnp.log(std) + jnp.log(unit)) + 0.5 * log_det
+
+
 def _correlation_logdet(z, where, eps, form):
-  """``log det C`` of the released correlation matrix."""
+  """``log det C`` of the released correlation matrix; 0 for one dimension."""
+  if z.shape[1] < 2:
+    return 0.0 * z[0, 0]
   x, count, unit = _arrays.center_rows(z, where, per_column=True, least=1)
   count = jnp.maximum(count, 2)
   std = _arrays.safe_sqrt(jnp.sum(x**2, axis=0) / count)
@@ -112,8 +121,7 @@ def spectral_entropy_loss(
   _arrays.check_choice("form", form, FORMS)
 
   def one(z, where):
-    d = z.shape[1]
-    return -_correlation_logdet(z, where, eps, form) / d if d > 1 else 0.0 * z[0, 0]
+    return -_correlation_logdet(z, where, eps, form) / z.shape[1]
 
   return _arrays.estimate(one, z, where, min_rows=2)
 
@@ -155,9 +163,33 @@ def mer_loss(
     >>> print(f"{mer_loss(jnp.zeros((16, 128))):.4f}")
     10.2003
   """
-  marginal = marginal_entropy_loss(z, gamma=gamma, eps=eps, where=where)
-  spectral = spectral_entropy_loss(z, eps=eps, form=form, where=where)
-  return marginal_weight * marginal + spectral_weight * spectral
+  return loss_and_entropy(
+    z,
+    marginal_weight=marginal_weight,
+    spectral_weight=spectral_weight,
+    gamma=gamma,
+    eps=eps,
+    form=form,
+    where=where,
+  )[0]
+
+
+def loss_and_entropy(
+  z, *, marginal_weight=1.0, spectral_weight=1.0, gamma=1.0, eps=1e-4, form="auto",
+  where=None,
+):  # fmt: skip
+  """``(mer_loss, logdet_entropy)`` of one factorisation."""
+  _arrays.check_positive("eps", eps)
+  _arrays.check_choice("form", form, FORMS)
+
+  def one(z, where):
+    std, unit = _standard_deviation(z, where, eps)
+    log_det = _correlation_logdet(z, where, eps, form)
+    marginal, spectral = _hinge(std, unit, gamma), -log_det / z.shape[1]
+    loss = marginal_weight * marginal + spectral_weight * spectral
+    return loss, _nats(std, unit, log_det)
+
+  return _arrays.estimate(one, z, where, min_rows=2)
 
 
 def logdet_entropy(
@@ -188,16 +220,4 @@ def logdet_entropy(
     >>> print(f"{logdet_entropy(jnp.zeros((4, 2))):.4f}")  # log 2 pi e + 2 log 1e-4
     -15.5828
   """
-  _arrays.check_positive("eps", eps)
-  _arrays.check_choice("form", form, FORMS)
-
-  def one(z, where):
-    d = z.shape[1]
-    std, unit = _standard_deviation(z, where, eps)
-    value = 0.5 * d * math.log(2 * math.pi * math.e)
-    value = value + jnp.sum(jnp.log(std) + jnp.log(unit))
-    if d > 1:  # the released spectral term is 0 for one dimension
-      value = value + 0.5 * _correlation_logdet(z, where, eps, form)
-    return value
-
-  return _arrays.estimate(one, z, where, min_rows=2)
+  return loss_and_entropy(z, eps=eps, form=form, where=where)[1]

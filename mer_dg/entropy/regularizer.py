@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from mer_dg.entropy import _arrays
 from mer_dg.entropy.gaussian import gaussian_entropy
 from mer_dg.entropy.kde import kde_entropy, mixture_entropy_bounds
+from mer_dg.entropy.kernels import get_kernel
 from mer_dg.entropy.knn import knn_entropy
 from mer_dg.entropy.marginal import marginal_entropy
-from mer_dg.entropy.mer import logdet_entropy, mer_loss
+from mer_dg.entropy.mer import loss_and_entropy
 from mer_dg.entropy.queue import FifoQueue
 from mer_dg.entropy.renyi import renyi_entropy
 from mer_dg.entropy.spectrum import von_neumann_entropy
@@ -112,6 +113,8 @@ def entropy_regularizer(
     )
   if estimator == "kde" and normalize == "unit":
     options = {"kernel": "vmf", "bandwidth": "median", **options}
+    if get_kernel(options["kernel"]).on_sphere:
+      normalize = "none"  # the kernel puts rows there itself
   terms, nats = [], {}
   for m, z in features.items():
     z = _arrays.check_samples(f"features[{m!r}]", z)
@@ -150,8 +153,7 @@ def _standardized(z, where):
 def _term(estimator, z, where, options):
   """Loss of one modality and its entropy in nats."""
   if estimator == "logdet":
-    shared = {name: options[name] for name in ("eps", "form") if name in options}
-    h = lax.stop_gradient(logdet_entropy(z, where=where, **shared))
-    return mer_loss(z, where=where, **options), h
+    loss, h = loss_and_entropy(z, where=where, **options)
+    return loss, lax.stop_gradient(h)
   h = _ENTROPIES[estimator](z, where=where, **options)
   return -h, h
