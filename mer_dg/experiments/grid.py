@@ -39,7 +39,7 @@ from mer_dg.experiments.setup import (
 from mer_dg.protocol import Assignment
 from mer_dg.reporting.names import display, metric_name, number
 from mer_dg.training.progress import Progress
-from mer_dg.training.state import TrainState, evaluated
+from mer_dg.training.state import TrainState, evaluated, run_keys
 from mer_dg.training.step import (
   first_nonfinite,
   make_evaluate,
@@ -84,8 +84,9 @@ class Grid:
     setup: The setup.
     tasks: ``task -> TaskArrays``.
     arrays: ``devices -> Arrays``, the dataset on these.
-    evaluation: ``(network, number of sources, devices) -> ``the compiled evaluation: it
-      knows nothing of the method, one program serves all of one network.
+    fresh: ``(network, devices) -> `` its first variables by seed, compiled. What it and
+      the next know nothing of is the method: one program serves all of one network.
+    evaluation: ``(network, number of sources, devices) -> ``the compiled evaluation.
   """
 
   def __init__(self, setup: Setup):
@@ -105,8 +106,14 @@ class Grid:
         programs[key] = _over_runs(evaluate, (None, 0, 0, 0, 0), devices)
       return programs[key]
 
+    def fresh(network: Network, devices: tuple[jax.Device, ...]):
+      if (id(network), devices) not in programs:
+        first = lambda seed: dict(network.init(run_keys(jax.random.key(seed)).init))
+        programs[id(network), devices] = _over_runs(first, (0,), devices)
+      return programs[id(network), devices]
+
     programs: dict[Any, Callable] = {}
-    self.arrays, self.evaluation = arrays, evaluation
+    self.arrays, self.fresh, self.evaluation = arrays, fresh, evaluation
 
 
 def _mesh(devices: tuple[jax.Device, ...]):
@@ -168,11 +175,12 @@ class WaveProgram:
     method = self._method = setup.method(name, tasks[0])
     step, per_domain = step_of(setup, name, tasks[0]), setup.per_domain(tasks[0])
 
-    def init(seed, scaling, hyper):
-      given = dict(seed=seed, scaling=scaling, hyper=hyper)
+    def init(seed, scaling, hyper, variables):
+      given = dict(seed=seed, scaling=scaling, hyper=hyper, variables=variables)
       return first_state(setup, name, tasks[0], **given)
 
-    self._init = _over_runs(init, (0, 0, 0), devices)
+    self._fresh = grid.fresh(setup.network(name), devices)
+    self._init = _over_runs(init, (0, 0, 0, 0), devices)
     self._chosen = _over_runs(lambda s: evaluated(s, method), (0,), devices)
     self._shown = _over_runs(method.on_eval, (0, 0), devices)
     sources = len(setup.folds[tasks[0]].sources)
@@ -258,7 +266,9 @@ class WaveProgram:
     )
     hyper = [_as_float32(run_hyper(self._setup, run)) for run in filled]
     seeds = [np.uint32(run.seed) for run in filled]
-    return self._init(self._stack(seeds), scaling, self._stack(hyper)), pool, rows
+    seeds = self._stack(seeds)
+    state = self._init(seeds, scaling, self._stack(hyper), self._fresh(seeds))
+    return state, pool, rows
 
   def _filled(self, runs: Sequence[Run]) -> list[Run]:
     # The last wave is filled up: another number of runs would be another program.
