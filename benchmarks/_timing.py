@@ -40,11 +40,11 @@ def interleaved(
 def print_table(
   rows: Mapping[str, Mapping[str, float]], base: str, *, extra: Mapping[str, str] = {}
 ) -> None:
-  """Prints times and their ratio to the row ``base``."""
-  print(f"{'':44s} {'wall ms':>9s} {'x':>7s} {'cpu ms':>9s} {'x':>7s}")
+  """Prints a Markdown table of times and their ratio to the row ``base``."""
+  print(f"| {'':44s} | wall ms | x | cpu ms | x | |\n|---|---:|---:|---:|---:|---|")
   for name, row in rows.items():
     ratios = [row[k] / rows[base][k] for k in ("wall_ms", "cpu_ms")]
     print(
-      f"{name:44s} {row['wall_ms']:9.2f} {ratios[0]:7.2f} "
-      f"{row['cpu_ms']:9.2f} {ratios[1]:7.2f}  {extra.get(name, '')}"
+      f"| {name:44s} | {row['wall_ms']:.2f} | {ratios[0]:.2f} | "
+      f"{row['cpu_ms']:.2f} | {ratios[1]:.2f} | {extra.get(name, '')} |"
     )

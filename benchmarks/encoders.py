@@ -108,7 +108,7 @@ def clock(kind, batch, dtype, repeats=5) -> None:
       start = time.perf_counter()
       jax.block_until_ready(function(variables, argument))
       best = min(best, time.perf_counter() - start)
-    print(f"{kind} {name}: {1e3 * best / batch:.1f} ms per sample", flush=True)
+    print(f"| {kind} {name} | {1e3 * best / batch:.1f} |", flush=True)
 
 
 def plain(x, kernel, strides):
@@ -152,7 +152,8 @@ def main() -> None:
   for kind in args.kind or BACKBONES:
     count(kind)
   if args.time:
-    print(f"{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}")
+    print(f"Device: {jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}")
+    print("| encoder | ms per sample |\n|---|---:|")
     for kind in args.kind or BACKBONES:
       clock(kind, args.batch, args.dtype)
 

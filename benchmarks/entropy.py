@@ -211,6 +211,7 @@ def run_memory(d):
 def run_small(d):
   print(f"\n# microseconds added per modality and step, d={d}, scanned inside one jit")
   estimators = {
+    "kde on the sphere": {"normalize": "unit"},
     "kde": {},
     "kde, h fixed": {"bandwidth": 1.0},
     "logdet": {},
@@ -220,7 +221,7 @@ def run_small(d):
     "marginal": {},
   }
   steps = 50
-  sizes = (16, 64, 128, 256)
+  sizes = (16, 48, 128, 256, 512, 1024)
 
   dot = lambda a, b: jnp.matmul(a, b, precision=HIGHEST)
   products = {  # What a gradient needs at least: the Gram matrix, and weights times z.
@@ -231,7 +232,8 @@ def run_small(d):
   def loop(name, n, options):
     z = jax.random.normal(jax.random.key(0), (n, d))
     loss = lambda z: entropy.entropy_regularizer(
-      {"a": z}, estimator=name.split(",")[0], normalize="none", **options
+      {"a": z},
+      **{"estimator": name.split()[0].strip(","), "normalize": "none"} | options,
     )[0]
     update = products[name] if name in products else jax.grad(loss)
 
@@ -241,7 +243,8 @@ def run_small(d):
 
     return blocking(run, z)
 
-  print(f"{'':16s}" + "".join(f"{f'n={n} wall/cpu':>18s}" for n in sizes))
+  print(f"| {'':16s} | " + " | ".join(f"n={n} wall/cpu" for n in sizes) + " |")
+  print("|---" + "|---:" * len(sizes) + "|")
   for name, options in {**{key: {} for key in products}, **estimators}.items():
     calls = {str(n): loop(name, n, options) for n in sizes}
     rows = interleaved(calls)
@@ -250,7 +253,7 @@ def run_small(d):
       f"{1e3 * rows[str(n)]['cpu_ms'] / steps:.0f}"
       for n in sizes
     ]
-    print(f"{name:16s}" + "".join(f"{cell:>18s}" for cell in cells))
+    print(f"| {name:16s} | " + " | ".join(cell.strip() for cell in cells) + " |")
 
 
 def run_peers():

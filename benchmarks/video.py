@@ -284,10 +284,11 @@ def wait(args, folder: pathlib.Path) -> None:
   jax.block_until_ready(driver.advance(state, args.steps))
   spent = time.perf_counter() - began
   stream.close()
+  print("| stream | clips/s | waiting for data, % |\n|---|---:|---:|")
   print(
-    f"{args.steps} steps of {args.batch} clips, {args.threads} threads, "
-    f"{args.workers} processes: {args.steps * args.batch / spent:.2f} clips/s, "
-    f"{100 * timed.waited / spent:.1f} % of the time waiting for data"
+    f"| {args.steps} steps of {args.batch}, {args.threads} threads, {args.workers} "
+    f"processes | {args.steps * args.batch / spent:.2f} | "
+    f"{100 * timed.waited / spent:.1f} |"
   )
 
 
@@ -350,7 +351,7 @@ def main() -> None:
   args = parser.parse_args()
   if args.peer:
     return _peer(args)
-  print(f"{jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}")
+  print(f"Device: {jax.devices()[0].device_kind}, batch {args.batch}, {args.dtype}")
   with tempfile.TemporaryDirectory() as name:
     if args.data:
       sets = {path: load_video(args.name, path) for path in args.data}
