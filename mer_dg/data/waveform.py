@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import scipy.signal
+import scipy  # its rooms are loaded when they are used
 
 BANDS = 32  # At most, per channel.
 SECONDS = 0.032  # Of a window, where the sampling rate is known.

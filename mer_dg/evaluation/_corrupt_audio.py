@@ -7,7 +7,7 @@ recordings of any loudness are corrupted alike; silence stays silent.
 from __future__ import annotations
 
 import numpy as np
-import scipy.signal
+import scipy  # its rooms are loaded when they are used
 
 from mer_dg.evaluation._corrupt_common import Draw
 

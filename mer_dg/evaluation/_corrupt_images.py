@@ -7,9 +7,7 @@ camera or weather (direction of motion, fog) is the same for all frames.
 from __future__ import annotations
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
-import scipy.signal
+import scipy  # its rooms are loaded when they are used
 
 from mer_dg.evaluation._corrupt_common import Draw, freeze_frames
 

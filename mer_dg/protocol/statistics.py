@@ -20,7 +20,7 @@ import dataclasses
 import math
 
 import numpy as np
-import scipy.stats
+import scipy  # its rooms are loaded when they are used
 
 LEVEL = 0.95
 EXACT_LIMIT = 2**16  # Sign patterns enumerated; beyond that as many are drawn.
