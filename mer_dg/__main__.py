@@ -51,6 +51,12 @@ _DISTRIBUTED = flags.DEFINE_string(
   "Share a table or benchmark with other hosts that run the same command on the same "
   "--workdir: 'auto' on Slurm, MPI and Cloud TPU, else 'ADDRESS:PORT,COUNT,INDEX'.",
 )
+_COMPILE_CACHE = flags.DEFINE_bool(
+  "compile_cache",
+  True,
+  "Keep compiled programs for the next command, in ~/.cache/mer_dg (at most 1 GiB) or "
+  "where JAX_COMPILATION_CACHE_DIR says.",
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 flags.DEFINE_bool("version", False, "Print the version and end.")
 
@@ -190,6 +196,7 @@ def main(argv: list[str]) -> None:
       ):
         print(line)
     else:
+      experiments.keep_programs(_COMPILE_CACHE.value)
       experiments.join_hosts(_DISTRIBUTED.value)
       experiments.run(
         _CONFIG.value,

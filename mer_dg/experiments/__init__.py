@@ -4,6 +4,7 @@ from mer_dg.data import DataError
 from mer_dg.experiments.config import Config, ConfigError, validate
 from mer_dg.experiments.hosts import start as join_hosts
 from mer_dg.experiments.launch import MODES, USER_ERRORS, explain, run
+from mer_dg.experiments.programs import keep_programs
 from mer_dg.experiments.setup import Setup, check, make_setup
 from mer_dg.experiments.sweep import command_lines
 from mer_dg.experiments.workdir import WorkdirError
@@ -24,6 +25,7 @@ __all__ = [
   "command_lines",
   "explain",
   "join_hosts",
+  "keep_programs",
   "make_setup",
   "run",
   "validate",
