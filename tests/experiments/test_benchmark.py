@@ -34,14 +34,14 @@ def test_the_plan_changes_what_a_set_says_and_nothing_else(config, tmp_path):
   config = validate(config)
   cells = list(benchmark.plan(config, tmp_path))
   assert [c.name for c in cells] == NAMES
-  noisy = cells[2].bench.config
-  assert noisy["data"]["cooccurrence"]["noise"] == [1.0, 1.0]
-  assert cells[0].bench.config["data"]["cooccurrence"]["noise"] != [1.0, 1.0]
+  noisy = cells[2].setup.config
+  assert tuple(noisy.data.cooccurrence.noise) == (1.0, 1.0)
+  assert tuple(cells[0].setup.config.data.cooccurrence.noise) != (1.0, 1.0)
   for field in ("seeds", "methods", "network", "optimizer", "total_steps", "targets"):
-    assert noisy[field] == config[field]
+    assert getattr(noisy, field) == getattr(config, field)
   # A table of a benchmark is a table that --mode=train would make.
-  assert not noisy["benchmark"]["datasets"]
-  assert [c.bench.config["protocol"] for c in cells[:2]] == [
+  assert not noisy.benchmark.datasets
+  assert [c.setup.config.protocol for c in cells[:2]] == [
     "leave_one_domain_out",
     "in_domain",
   ]
@@ -58,7 +58,7 @@ def test_subsets_are_tables_of_their_own(config, tmp_path):
   assert [c.name for c in cells] == [
     f"cooccurrence/single_source/{m}" for m in ("m0+m1", "m0", "m1")
   ]
-  assert [c.bench.dataset.modalities for c in cells] == [("m0", "m1"), ("m0",), ("m1",)]
+  assert [c.setup.dataset.modalities for c in cells] == [("m0", "m1"), ("m0",), ("m1",)]
   assert benchmark.subsets("all", ("v", "a", "f")) == [("v", "a", "f")]
   assert len(benchmark.subsets("fused", ("v", "a", "f"))) == 4
   assert benchmark.subsets("fused", ("v",)) == [("v",)]
@@ -99,7 +99,7 @@ def test_it_goes_on_with_the_missing_waves(interrupted, config):
     records = cell.workdir.records()
     places = {(r["run_id"], r["step"]) for r in records}
     assert len(records) == len(places) == 2 * 2 * 2  # Targets x seeds x steps.
-    assert {r["protocol"] for r in records} == {cell.bench.config["protocol"]}
+    assert {r["protocol"] for r in records} == {cell.setup.config.protocol}
     assert cell.workdir.finished
     assert (cell.workdir.path / "report" / "index.html").exists()
 
