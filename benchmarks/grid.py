@@ -78,7 +78,7 @@ def main() -> None:
 def _ours(setup, runs) -> float:
   """Seconds for all runs in waves, compilation included."""
   start = time.perf_counter()
-  size = min(len(runs), wave_size(setup))
+  size = min(len(runs), wave_size(setup, "erm"))
   program = WaveProgram(Grid(setup), "erm", setup.tasks, size)
   for i in range(0, len(runs), size):
     state, pool, _ = program.begin(runs[i : i + size])

@@ -96,6 +96,39 @@ def _shifted(
   return jnp.zeros((n,), jnp.int32).at[order].set(order[partner].astype(jnp.int32))
 
 
+def re_paired_logits(
+  fuse: Fuse,
+  embeddings: Mapping[str, jax.Array],
+  present: Mapping[str, jax.Array],
+  rows: Mapping[str, jax.Array],
+) -> jax.Array:
+  """Logits ``[n, K]`` of the fused prediction with each modality from another row.
+
+  Args:
+    fuse: ``(embeddings, present) -> logits [n, K]``.
+    embeddings: ``{m: [n, D_m]}``.
+    present: ``{m: bool [n]}``, re-paired with the embeddings.
+    rows: ``{m: int [n]}`` of `repair_within_class`.
+
+  Raises:
+    ValueError: If the dicts do not have the same modalities.
+
+  Example:
+    >>> z = {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[10.0], [20.0]])}
+    >>> here = {m: jnp.ones(2, bool) for m in z}
+    >>> rows = {"a": jnp.array([0, 1]), "b": jnp.array([1, 0])}
+    >>> re_paired_logits(lambda z, _: z["a"] + z["b"], z, here, rows).tolist()
+    [[21.0], [12.0]]
+  """
+  for name, other in (("present", present), ("rows", rows)):
+    if set(other) != set(embeddings):
+      raise ValueError(
+        f"{name} has modalities {sorted(other)}, embeddings {sorted(embeddings)}."
+      )
+  moved = {m: z[rows[m]] for m, z in embeddings.items()}
+  return fuse(moved, {m: present[m][rows[m]] for m in embeddings})
+
+
 def cooccurrence_reliance(
   fuse: Fuse,
   embeddings: Mapping[str, jax.Array],
@@ -135,15 +168,9 @@ def cooccurrence_reliance(
     ...       ["cooccurrence_reliance"])
     1.0
   """
-  for name, other in (("present", present), ("rows", rows)):
-    if set(other) != set(embeddings):
-      raise ValueError(
-        f"{name} has modalities {sorted(other)}, embeddings {sorted(embeddings)}."
-      )
+  moved = re_paired_logits(fuse, embeddings, present, rows)
   paired = metrics.accuracy(fuse(embeddings, present), label, where)
-  moved = {m: z[rows[m]] for m, z in embeddings.items()}
-  here = {m: p[rows[m]] for m, p in present.items()}
-  repaired = metrics.accuracy(fuse(moved, here), label, where)
+  repaired = metrics.accuracy(moved, label, where)
   return {
     "paired/accuracy": paired,
     "repaired/accuracy": repaired,

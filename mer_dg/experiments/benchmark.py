@@ -83,7 +83,7 @@ def _train(
   for cell in cells:
     board.begin(cell.name)
     with cell.workdir.writing(command, cell.name):
-      began = train_table(cell.setup, cell.workdir, board.add)
+      _, began = train_table(cell.setup, cell.workdir, board.add)
       there = (cell.workdir.path / "report" / "report.md").exists()
       if is_first_host() and (began or not there):
         report(cell.workdir, cell.setup.config, cell.name)

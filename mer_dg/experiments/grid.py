@@ -24,15 +24,15 @@ import numpy as np
 from mer_dg.contracts import Network
 from mer_dg.data.arrays import to_arrays
 from mer_dg.data.sampling import Pool, make_pool
+from mer_dg.evaluation.evaluators import make_evaluate, name_sources
 from mer_dg.experiments.hosts import this_host
 from mer_dg.experiments.memory import is_out_of_memory, wave_size
 from mer_dg.experiments.runs import Evaluation, Run, run_hyper
 from mer_dg.experiments.setup import (
   Setup,
   TaskArrays,
+  asked,
   first_state,
-  make_evaluation,
-  name_sources,
   step_of,
   task_arrays,
 )
@@ -42,7 +42,6 @@ from mer_dg.training.progress import Progress
 from mer_dg.training.state import TrainState, evaluated, run_keys
 from mer_dg.training.step import (
   first_nonfinite,
-  make_evaluate,
   make_resident_chunk,
 )
 
@@ -86,7 +85,8 @@ class Grid:
     arrays: ``devices -> Arrays``, the dataset on these.
     fresh: ``(network, devices) -> `` its first variables by seed, compiled. What it and
       the next know nothing of is the method: one program serves all of one network.
-    evaluation: ``(network, number of sources, devices) -> ``the compiled evaluation.
+    evaluation: ``(method, task, devices) -> ``the compiled evaluation: it knows nothing
+      of the method, one program serves all of one network and number of sources.
   """
 
   def __init__(self, setup: Setup):
@@ -98,11 +98,11 @@ class Grid:
     def arrays(devices: tuple[jax.Device, ...]):
       return jax.device_put(host, NamedSharding(_mesh(devices), P()))
 
-    def evaluation(network: Network, sources: int, devices: tuple[jax.Device, ...]):
-      key = id(network), sources, devices
+    def evaluation(method: str, task: Assignment, devices: tuple[jax.Device, ...]):
+      network = setup.network(method)
+      key = id(network), len(setup.folds[task].sources), devices
       if key not in programs:
-        summary = make_evaluation(network, setup.config.metric, sources)
-        evaluate = make_evaluate(network, summary)
+        evaluate = make_evaluate(network, asked(setup, task, "evaluation"))
         programs[key] = _over_runs(evaluate, (None, 0, 0, 0, 0), devices)
       return programs[key]
 
@@ -183,8 +183,7 @@ class WaveProgram:
     self._init = _over_runs(init, (0, 0, 0, 0), devices)
     self._chosen = _over_runs(lambda s: evaluated(s, method), (0,), devices)
     self._shown = _over_runs(method.on_eval, (0, 0), devices)
-    sources = len(setup.folds[tasks[0]].sources)
-    self._evaluate = grid.evaluation(setup.network(name), sources, devices)
+    self._evaluate = grid.evaluation(name, tasks[0], devices)
 
     @functools.cache
     def chunk(length: int):
@@ -344,9 +343,8 @@ def train_all(
   for run in runs:
     facts = setup.facts(run.method, run.task)
     groups.setdefault((run.method, facts), []).append(run)
-  most = wave_size(setup)
-  size = lambda members: min(most, -(-len(members) // hosts))
-  waves = {group: _waves(members, size(members)) for group, members in groups.items()}
+  size = lambda method, count: min(wave_size(setup, method), -(-count // hosts))
+  waves = {g: _waves(runs, size(g[0], len(runs))) for g, runs in groups.items()}
   ours = {group: ws[host::hosts] for group, ws in waves.items()}
   left = {g: [w for w in ws if not done.issuperset(w)] for g, ws in ours.items()}
   count = sum(len(trainings(wave)) for some in left.values() for wave in some)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ from mer_dg.experiments.config import Config, ConfigError, protocol_hash, valida
 from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.experiments.hosts import is_first_host, this_host
 from mer_dg.experiments.linear import linear_models, to_text
-from mer_dg.experiments.runs import evaluation_steps, run_id
-from mer_dg.experiments.search import final_runs
 from mer_dg.experiments.setup import Setup, check, make_setup
 from mer_dg.experiments.summary import summary
-from mer_dg.experiments.tables import recorder, report, train_table
+from mer_dg.experiments.tables import report, train_table
 from mer_dg.experiments.workdir import Workdir, WorkdirError
 from mer_dg.methods import MethodError
 from mer_dg.protocol import RecordError, write_atomic
 from mer_dg.reporting.maps import write_maps
-from mer_dg.training.checkpoints import CheckpointError
 from mer_dg.training.loop import TrainingDiverged
+from mer_dg.training.parameters import CheckpointError
 
 MODES = ("train", "evaluate", "report", "diagnose", "benchmark")
 # What a wrong config, file or folder raises; the message says what to do.
@@ -194,21 +191,12 @@ def _check_mode(config: Config, mode: str) -> None:
 
 
 def _diagnose(setup: Setup, workdir: Workdir, name: str) -> str:
-  """Trains and probes; writes records, report, ``diagnosis.md`` and ``.json``."""
-  folder, config = workdir.path / "report", setup.config
-  folder.mkdir(exist_ok=True)
-  runs = final_runs(config, setup.tasks, {})
-  ids = [run_id(setup, run) for run in runs]
-  workdir.ask(workdir.results, ids, evaluation_steps(config))
-  record = recorder(setup, workdir, workdir.results)
-  probes = diagnose(setup, record, lambda maps: write_maps(folder, maps))
-  text = to_markdown(probes)
+  """Trains and examines; writes ``diagnosis.md``, maps and the report."""
+  probes, maps = diagnose(setup, workdir)
+  folder, text = workdir.path / "report", to_markdown(probes)
+  write_maps(folder, maps)
   write_atomic(folder / "diagnosis.md", text + "\n")
-  fields = ("training", "probed", "held_out", "seed")  # "target" is a score.
-  found = [dict(zip(fields, k, strict=True)) | v for k, v in probes.items()]
-  lines = "".join(json.dumps(row) + "\n" for row in found)
-  write_atomic(folder / "diagnosis.jsonl", lines)
-  report(workdir, config, name)
+  report(workdir, setup.config, name)
   return text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mer_dg.experiments.setup import EVAL_BLOCK, Setup
+from mer_dg.experiments.setup import EVAL_BLOCK, Setup, first_state
 
 # Runs trained at once where the config leaves it open and memory does not bound it. On
 # two CPU cores 1 to 64 runs at once are about equally fast (benchmarks/resident.py
@@ -18,8 +18,8 @@ _WAVE_CPU = 16
 _WAVE_ACCELERATOR = 256
 # Share of the memory that a wave may take.
 _SHARE = 0.5
-# Parameters, two moments, gradient, update and a copy.
-_COPIES_OF_PARAMETERS = 6
+# Beside the state: gradient, update and a copy.
+_MORE_PARAMETERS = 3
 # Activations of encoders over the bytes of their inputs, upwards of what the four sets
 # of configs/benchmark.py take by XLA's analysis.
 _ACTIVATIONS = 16
@@ -27,8 +27,8 @@ _ACTIVATIONS = 16
 _REST = 2**20
 
 
-def wave_size(setup: Setup) -> int:
-  """Largest number of runs of a wave: ``config.wave``, or what device and memory allow.
+def wave_size(setup: Setup, method: str) -> int:
+  """Most runs of a method in a wave: ``config.wave``, or what device and memory allow.
 
   It depends on the machine and the config, not on what else is running: a table that
   was interrupted goes on in the same waves. An estimate: `is_out_of_memory` tells when
@@ -37,20 +37,21 @@ def wave_size(setup: Setup) -> int:
   if setup.config.wave:
     return setup.config.wave
   most = _WAVE_CPU if jax.default_backend() == "cpu" else _WAVE_ACCELERATOR
-  return int(np.clip(_SHARE * memory_bytes() // run_bytes(setup), 1, most))
+  return int(np.clip(_SHARE * memory_bytes() // run_bytes(setup, method), 1, most))
 
 
-def run_bytes(setup: Setup) -> int:
+def run_bytes(setup: Setup, method: str) -> int:
   """About what one run takes on the device, the dataset not included, in bytes."""
-  network, dataset = setup.network(), setup.dataset.in_memory()
-  parameters = _bytes(jax.eval_shape(network.init, jax.random.key(0)))
-  width = len(network.modalities) * setup.config.network.embedding_dim
+  network, dataset = setup.network(method), setup.dataset.in_memory()
+  state = jax.eval_shape(lambda: first_state(setup, method, setup.tasks[0]))
+  training = _bytes(state) + _MORE_PARAMETERS * _bytes(state.params)
+  width = sum(network.widths.values())
   logits = dataset.num_classes * (len(network.modalities) + 2)
   evaluation = 4 * len(dataset) * (width + logits)
   row = sum(4 * math.prod(x.shape[1:]) for x in dataset.inputs.values())
   rows = max(EVAL_BLOCK, setup.config.batch_size)
   activations = _ACTIVATIONS * rows * row
-  return _COPIES_OF_PARAMETERS * parameters + evaluation + activations + _REST
+  return training + evaluation + activations + _REST
 
 
 def memory_bytes(device: jax.Device | None = None) -> int:

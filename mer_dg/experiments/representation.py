@@ -22,9 +22,6 @@ from mer_dg.evaluation import domain_probe, domain_similarity
 from mer_dg.experiments.setup import Setup
 from mer_dg.reporting.maps import EmbeddingMap, EmbeddingMaps
 
-# {(training, target, seed): {m: [N, D]}}, all rows of the dataset.
-Embedded = dict[tuple[str, str, int], dict[str, np.ndarray]]
-
 # Rows per side: kernel and neighbour estimates cost their square.
 _MOST = 512
 _MAP_ROWS = 160  # Of each side of a map: more points hide each other.
@@ -89,12 +86,22 @@ def _balanced(dataset: ArrayDataset, sides, half: np.ndarray, which: int, rng):
   return chosen, classes
 
 
-def representations(
-  dataset: ArrayDataset,
-  splits: Mapping[str, Split],
-  embedded: Embedded,
-) -> dict[tuple[str, str, int], dict[str, dict[str, float]]]:
-  """Numbers about the embeddings of every modality of every run.
+def draw_all_sides(
+  dataset: ArrayDataset, splits: Mapping[str, Split]
+) -> dict[str, dict[str, Sides]]:
+  """``{target: {m: sides}}``, all with as many rows (some are padding)."""
+  drawn = {
+    target: {m: draw_sides(dataset, split, m) for m in dataset.modalities}
+    for target, split in splits.items()
+  }
+  size = max(len(sides.rows) for of in drawn.values() for sides in of.values()) // 2
+  return {t: {m: _padded(s, size) for m, s in of.items()} for t, of in drawn.items()}
+
+
+def representation(
+  dataset: ArrayDataset, sides: Mapping[str, Sides], z: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+  """Numbers about the embeddings of every modality of a network.
 
   * ``domain_accuracy``: balanced accuracy of a linear probe that tells source from
     target rows; 0.5 is chance;
@@ -104,25 +111,19 @@ def representations(
 
   Args:
     dataset: The dataset.
-    splits: ``{target: split}``.
-    embedded: ``{(training, target, seed): {m: [N, D]}}``, all rows of the dataset.
+    sides: Of the held-out domain, see `draw_all_sides`.
+    z: ``{m: [N, D]}``, by row of the dataset.
 
   Returns:
-    ``{(training, target, seed): {m: {name: value}}}``; what is not finite is left out.
+    ``{m: {name: value}}``; what is not finite is left out.
   """
-  drawn = {(t, m): draw_sides(dataset, splits[t], m)
-           for t in splits for m in dataset.modalities}  # fmt: skip
-  size = max(len(sides.rows) for sides in drawn.values()) // 2
-  found: dict[tuple[str, str, int], dict[str, dict[str, float]]] = {}
-  for run, z in embedded.items():
-    own = found.setdefault(run, {})
-    for m in z:
-      sides = _padded(drawn[run[1], m], size)
-      values = _measure(
-        z[m][sides.rows], dataset.label[sides.rows], sides.fit, sides.test,
-        num_classes=dataset.num_classes,
-      )  # fmt: skip
-      own[m] = {k: float(v) for k, v in values.items() if np.isfinite(v)}
+  found = {}
+  for m, own in z.items():
+    rows, fit, test = sides[m]
+    values = _measure(
+      own[rows], dataset.label[rows], fit, test, num_classes=dataset.num_classes
+    )
+    found[m] = {k: float(v) for k, v in values.items() if np.isfinite(v)}
   return found
 
 
@@ -165,29 +166,30 @@ def _measure(z, label, fit, test, *, num_classes: int) -> dict[str, jax.Array]:
   return found
 
 
-def embedding_maps(setup: Setup, embedded: Embedded) -> EmbeddingMaps:
-  """Maps of every training for the first target and seed of a config."""
+def embedding_maps(
+  setup: Setup, embedded: Mapping[str, Mapping[str, np.ndarray]]
+) -> EmbeddingMaps:
+  """Maps for the first target and seed of a table.
+
+  Args:
+    setup: Of the table.
+    embedded: ``{training: {m: [N, D]}}``, by row of the dataset.
+  """
   dataset, (task, split) = setup.dataset.in_memory(), next(iter(setup.folds.items()))
-  target, seed = task.target, setup.config.seeds[0]
   maps = []
   for m in dataset.modalities:
     rows = draw_sides(dataset, split, m).rows
     # Every k-th row of either side: classes keep their shares.
     rows = rows[:: max(1, -(-len(rows) // (2 * _MAP_ROWS)))]
-    for training in dict.fromkeys(key[0] for key in embedded):
-      z = embedded.get((training, target, seed))
-      if z is not None and m in z and len(rows):
-        maps.append(
-          make_map(
-            *(z[m][rows], dataset.label[rows], dataset.domain[rows]),
-            training=training,
-            modality=m,
-          )
-        )
+    for training, z in embedded.items():
+      if m in z and len(rows):
+        label, domain = dataset.label[rows], dataset.domain[rows]
+        found = make_map(z[m][rows], label, domain, training=training, modality=m)
+        maps.append(found)
   return EmbeddingMaps(
     dataset=dataset.name,
-    target=target,
-    seed=seed,
+    target=task.target,
+    seed=setup.config.seeds[0],
     class_names=dataset.class_names,
     domain_names=dataset.domain_names,
     maps=tuple(maps),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mer_dg import entropy
 from mer_dg.contracts import Network, Task
 from mer_dg.data.arrays import eval_blocks
 from mer_dg.data.av_digits import load_av_digits
@@ -21,13 +20,11 @@ from mer_dg.data.sampling import Pool, make_pool
 from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
 from mer_dg.data.video.dataset import VIDEO_SETS, load_video
 from mer_dg.data.video.reader import MAX_DAMAGED
-from mer_dg.evaluation import (
-  accuracy,
-  balanced_accuracy,
-  classification_metrics,
-  nll,
-  reliability_metrics,
-  repair_within_class,
+from mer_dg.evaluation.evaluators import (
+  Evaluator,
+  evaluators,
+  make_forward,
+  make_judge,
 )
 from mer_dg.experiments import pretrained
 from mer_dg.experiments.config import (
@@ -44,15 +41,13 @@ from mer_dg.methods import Method, build_method, merge_recipes
 from mer_dg.networks import Backbone, make_network
 from mer_dg.protocol import Assignment, assignments
 from mer_dg.training.state import TrainState, evaluated, make_hyper, make_state
-from mer_dg.training.step import Step, make_summary, make_train_step
+from mer_dg.training.step import Step, make_train_step
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).
 _AUTO_BATCH = 96
 # Rows per evaluation block: large enough to keep a device busy, small enough
 # that a hundred vmapped runs of a conv encoder fit in memory.
 EVAL_BLOCK = 256
-# Headline metrics, ``(logits, label, where) -> scalar``.
-HEADLINE = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
 
 def load_dataset(data: DataFields, max_damaged: float = MAX_DAMAGED) -> Dataset:
@@ -270,11 +265,14 @@ def _trace(setup: Setup, name: str, task: Assignment) -> None:
   state, _ = jax.eval_shape(lambda s, b: step(s, b, key), state, batch)
   jax.eval_shape(lambda s: evaluated(s, method), state)
   if method.watches:
-    logits = like(np.float32, setup.dataset.num_classes)
-    missing = each(lambda m: logits) if len(network.modalities) > 1 else {}
-    measure = make_measure(setup.config.metric, len(sources))
-    label, domain, mask = (batch[k] for k in ("label", "domain", "mask"))
-    metrics = jax.eval_shape(measure, logits, missing, logits, label, domain, mask)
+    forward, judge = (
+      make_forward(network),
+      make_judge(network, asked(setup, task, "evaluation")),
+    )
+    one_block = lambda v, b: jax.tree.map(lambda a: a[None], forward(v, b))
+    metrics = jax.eval_shape(
+      lambda v, b: judge(v, one_block(v, b)), state.variables, batch
+    )
     jax.eval_shape(method.on_eval, state.memory, metrics)
 
 
@@ -304,6 +302,13 @@ def first_state(setup: Setup, method: str, task: Assignment, **how: Any) -> Trai
 def _horizon(setup: Setup, method: str) -> dict[str, Any]:
   schedule = settings(setup.config, method)[1].schedule
   return {"schedule": schedule, "total_steps": setup.config.total_steps}
+
+
+def asked(setup: Setup, task: Assignment, when: str) -> tuple[Evaluator, ...]:
+  """What networks of a task are asked, see `Evaluator`."""
+  sources, classes = len(setup.folds[task].sources), setup.dataset.num_classes
+  found = evaluators(setup.config.metric, sources, classes)
+  return tuple(e for e in found if e.when == when)
 
 
 def tags(setup: Setup) -> dict[str, str]:
@@ -351,85 +356,3 @@ def task_arrays(setup: Setup, task: Assignment) -> TaskArrays:
     domain=padded.reshape(blocks.shape),
     mask=mask,
   )
-
-
-def make_evaluation(network: Network, metric: str, num_sources: int) -> Callable:
-  """The summary (`make_summary`) that every evaluation of a run ends with."""
-  modalities = network.modalities
-
-  def repair(label, domain, where):
-    # One re-pairing per task: methods, seeds and steps are judged on the same samples.
-    return repair_within_class(label, domain, jax.random.key(0), modalities, where)
-
-  measure = make_measure(metric, num_sources)
-  return make_summary(network, measure, inspect_embeddings, repair)
-
-
-def make_measure(metric: str, num_sources: int) -> Callable:
-  """Returns ``(logits, missing, repaired, label, domain, where) -> metrics``.
-
-  Source validation (``val/...``, each source too; ``val/re-paired/...`` on modalities
-  re-paired within class), target (``target/...``) and target with one modality taken
-  away (``target/without_<m>/...``); target rows are those with domain -1. Sources are
-  numbered, so that one program serves every held-out domain; `name_sources` puts in
-  their names.
-  """
-  headline = HEADLINE[metric]
-
-  def measure(logits, missing, repaired, label, domain, where):
-    source = where & (domain >= 0)
-    metrics = {
-      f"val/re-paired/{metric}": headline(repaired, label, source),
-      "val/re-paired/nll": nll(repaired, label, source),
-    }
-    for m, rest in missing.items():
-      value = headline(rest, label, where & (domain < 0))
-      metrics[f"target/without_{m}/{metric}"] = value
-    bins = reliability_metrics(logits, label, where & (domain < 0))
-    metrics |= {f"target/{k}": v for k, v in bins.items()}
-    for name, rows in (("val", domain >= 0), ("target", domain < 0)):
-      for k, v in classification_metrics(logits, label, where & rows).items():
-        metrics[f"{name}/{k}"] = v
-    for i in range(num_sources):
-      rows = where & (domain == i)
-      metrics[f"val/source{i}/{metric}"] = headline(logits, label, rows)
-    return metrics
-
-  return measure
-
-
-def name_sources(
-  metrics: Mapping[str, Any], sources: Sequence[str]
-) -> dict[str, float]:
-  """Floats, with ``val/source0/...`` as ``val/<name of the source>/...``.
-
-  Means over an empty bin of the reliability diagram are left out.
-
-  Example:
-    >>> name_sources({"val/nll": 1, "val/source0/accuracy": 0.5}, ["kitchen"])
-    {'val/nll': 1.0, 'val/kitchen/accuracy': 0.5}
-  """
-  names = {f"source{i}": name for i, name in enumerate(sources)}
-
-  def named(key: str) -> str:
-    split, *middle, metric = key.split("/")
-    return "/".join([split, *(names.get(part, part) for part in middle), metric])
-
-  empty = lambda key, value: "/reliability/" in key and np.isnan(value)
-  return {named(k): float(v) for k, v in metrics.items() if not empty(k, v)}
-
-
-def inspect_embeddings(embeddings, present) -> dict[str, Any]:
-  """Per modality: entropy on the unit sphere, its gap to uniform, effective rank."""
-  metrics = {}
-  # One run after another: batched LAPACK calls are suspect, see the grid's docstring.
-  rank = jax.custom_batching.sequential_vmap(
-    lambda z, where: entropy.effective_rank(z, where=where)
-  )
-  for m, z in embeddings.items():
-    here, unit = present[m], entropy.unit_sphere(z)
-    metrics[f"entropy/{m}"] = entropy.kde_entropy(unit, bandwidth=0.5, where=here)
-    on_sphere = entropy.sphere_entropy(unit, bandwidth=0.5, where=here)
-    metrics[f"entropy_gap/{m}"] = on_sphere["gap"]
-    metrics[f"effective_rank/{m}"] = rank(z, present[m])
-  return metrics

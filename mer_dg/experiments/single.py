@@ -14,6 +14,11 @@ from mer_dg.data.arrays import Arrays, put, to_arrays
 from mer_dg.data.sampling import Pool
 from mer_dg.data.splits import NOBODY
 from mer_dg.data.stream import DevicePrefetch, stream_batches
+from mer_dg.evaluation.evaluators import (
+  make_evaluate,
+  make_streamed_evaluate,
+  name_sources,
+)
 from mer_dg.experiments import pretrained, video
 from mer_dg.experiments.config import settings
 from mer_dg.experiments.model import Model
@@ -29,25 +34,22 @@ from mer_dg.experiments.runs import (
 from mer_dg.experiments.setup import (
   Setup,
   TaskArrays,
+  asked,
   first_state,
-  make_evaluation,
-  name_sources,
   step_of,
   task_arrays,
 )
+from mer_dg.experiments.tables import append_diverged
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
 from mer_dg.methods import Method
 from mer_dg.networks import describe
 from mer_dg.protocol import append_records, select, validation_score, write_atomic
-from mer_dg.training.checkpoints import CheckpointError, Checkpoints
+from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
-from mer_dg.training.loop import fit
+from mer_dg.training.loop import TrainingDiverged, fit
+from mer_dg.training.parameters import CheckpointError
 from mer_dg.training.state import TrainState, evaluated, run_keys
-from mer_dg.training.step import (
-  Step,
-  make_evaluate,
-  make_streamed_evaluate,
-)
+from mer_dg.training.step import Step
 
 _NO_CHECKPOINT = "{} holds no checkpoint of {}; train first (--mode=train)."
 
@@ -89,14 +91,13 @@ def _evaluator(
 ) -> Callable[[dict], dict]:
   """``variables -> metrics``."""
   config, network = setup.config, setup.network(run.method)
-  sources = setup.folds[run.task].sources
-  summary = make_evaluation(network, config.metric, len(sources))
+  found = asked(setup, run.task, "evaluation")
   if setup.dataset.on_disk:
-    return video.make_evaluate(network, summary, setup.dataset, task, config.reader)
+    return video.make_evaluate(network, found, setup.dataset, task, config.reader)
   if config.driver == "stream":
-    evaluate = make_streamed_evaluate(network, summary)
+    evaluate = make_streamed_evaluate(network, found)
   else:
-    evaluate = jax.jit(make_evaluate(network, summary))
+    evaluate = jax.jit(make_evaluate(network, found))
   return lambda variables: evaluate(
     arrays, task.rows, task.domain, task.mask, variables
   )
@@ -209,6 +210,9 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
         label=f"{run.method} -> {run.target}",
         metric=config.metric,
       )
+  except TrainingDiverged as error:
+    append_diverged(setup, workdir.diverged, {run: f"{run}: {error}"})
+    raise
   finally:
     driver.close()
     for log in logs:

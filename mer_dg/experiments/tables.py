@@ -8,9 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from mer_dg import protocol
 from mer_dg.experiments.config import Config
-from mer_dg.experiments.grid import Divergence, Grid, Wave, train_all
+from mer_dg.experiments.grid import Grid, Wave, train_all, trainings
 from mer_dg.experiments.hosts import is_first_host, wait_for_all
 from mer_dg.experiments.runs import (
   Evaluation,
@@ -27,6 +30,7 @@ from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
 from mer_dg.protocol import Assignment, Record, append_records, write_atomic
 from mer_dg.protocol.records import Identity
 from mer_dg.reporting import write_report
+from mer_dg.training.parameters import save_parameters
 
 # Workdirs by name, in the order of a report.
 Tables = Mapping[str, Workdir]
@@ -34,17 +38,23 @@ Key = Callable[[Any], Any]
 
 
 def train_table(
-  setup: Setup, workdir: Workdir, on_wave: Callable[[Wave], None] = lambda _: None
-) -> bool:
+  setup: Setup,
+  workdir: Workdir,
+  on_wave: Callable[[Wave], None] = lambda _: None,
+  *,
+  parameters: bool = False,
+) -> tuple[list[Run], bool]:
   """Trains what the table lacks: the search if there is one, then all runs.
 
   Args:
     setup: The setup.
-    workdir: Where records go; other hosts write to it, too.
+    workdir: Where records and final parameters go; other hosts write to it, too.
     on_wave: Called with each finished wave once its records are on disk.
+    parameters: Whether a run also lacks its final parameters: tables of before did not
+      keep them.
 
   Returns:
-    Whether anything was missing.
+    The runs of the table, and whether anything was missing.
 
   Raises:
     WorkdirError: If the records of what was trained are not there at the end.
@@ -53,41 +63,64 @@ def train_table(
   code_revision()
   chosen: dict[tuple[str, Assignment], Choice] = {}
   runs = search_runs(config, tasks) if config.search.trials else []
-  began = _train_missing(grid, runs, workdir, workdir.search, on_wave)
+  began = train_missing(grid, runs, workdir, workdir.search, on_wave)
   if runs:
     wait_for_all(f"search in {workdir.path}")
     found = _evaluations(setup, runs, workdir)
     chosen = choose(runs, found, config.metric, config.selection)
   runs = final_runs(config, tasks, chosen)
-  began |= _train_missing(grid, runs, workdir, workdir.results, on_wave)
+  began |= train_missing(
+    grid, runs, workdir, workdir.results, on_wave, parameters=parameters
+  )
   wait_for_all(f"table in {workdir.path}")
   if is_first_host():
     trials = {run_id(setup, run): run.trials for run in runs}
     workdir.finish(trials, evaluation_steps(config))
   wait_for_all(f"finished {workdir.path}")
-  return began
+  return runs, began
 
 
-def _train_missing(
+def train_missing(
   grid: Grid,
   runs: Sequence[Run],
   workdir: Workdir,
   path: Path,
-  then: Callable[[Wave], None],
+  then: Callable[[Wave], None] = lambda _: None,
+  *,
+  parameters: bool = False,
 ) -> bool:
-  """Trains runs that have neither ended nor diverged, writing as waves end."""
+  """Trains runs that have neither ended nor diverged, writing as waves end.
+
+  Args:
+    grid: What waves share.
+    runs: The runs.
+    workdir: Where their records go.
+    path: Which file of it: ``results``, ``search`` or ``alone``.
+    then: Called with each finished wave once its records are on disk.
+    parameters: See `train_table`.
+
+  Returns:
+    Whether any was missing.
+  """
   setup, steps = grid.setup, evaluation_steps(grid.setup.config)
   by_id = {run_id(setup, run): run for run in runs}
-  ended = workdir.ended(path, steps)
-  missing = workdir.ask(path, list(by_id), steps)
-  done = {run for i, run in by_id.items() if i in ended}
+  ended, lacking = workdir.ended(path, steps), set[str]()
+  if parameters:
+    lost = {row["run_id"] for row in workdir.gave_up()}
+    lacking = {i for i in by_id if i not in lost and not workdir.parameters(i).exists()}
+  missing = workdir.ask(path, list(by_id), steps, lacking)
+  done = {run for i, run in by_id.items() if i in ended and i not in lacking}
   if done:
     print(f"{len(done)} of {len(runs)} runs are there already.")
 
-  write = recorder(setup, workdir, path)
-
   def on_wave(wave: Wave) -> None:
-    write(wave)
+    workdir.check_there()
+    if path != workdir.search:  # Before the records, which say that a run has ended.
+      _keep(setup, workdir, wave)
+    # A wave that is repeated after a kill appends what was not there yet.
+    append_records(path, [record_of(setup, e) for e in wave.evaluations])
+    lost = {d.run: str(d) for d in wave.diverged}
+    append_diverged(setup, workdir.diverged, lost)
     then(wave)
 
   if missing:
@@ -95,24 +128,23 @@ def _train_missing(
   return bool(missing)
 
 
-def recorder(setup: Setup, workdir: Workdir, path: Path):
-  """What writes the records of a wave when it ends."""
-
-  def on_wave(wave: Wave) -> None:
-    workdir.check_there()
-    # A wave that is repeated after a kill appends what was not there yet.
-    append_records(path, [record_of(setup, e) for e in wave.evaluations])
-    _append_diverged(setup, workdir.diverged, wave.diverged)
-
-  return on_wave
+def _keep(setup: Setup, workdir: Workdir, wave: Wave) -> None:
+  """Writes the final parameters of the runs that stayed finite."""
+  lost, host = {d.run for d in wave.diverged}, jax.tree.map(np.asarray, wave.variables)
+  for i, lane in enumerate(trainings(wave.runs)):
+    for run in lane:
+      if run not in lost:
+        own = jax.tree.map(lambda a, i=i: a[i], host)
+        save_parameters(workdir.parameters(run_id(setup, run)), own)
 
 
-def _append_diverged(setup: Setup, path: Path, new: Sequence[Divergence]) -> None:
+def append_diverged(setup: Setup, path: Path, new: Mapping[Run, str]) -> None:
+  """Notes runs that were given up, and why."""
   if new:
     rows = {row["run_id"]: row for row in read_lines(path)}
-    for d in new:
-      own = identity(setup, d.run)
-      row = {"run_id": protocol.run_id(own), "message": str(d), **own}
+    for run, message in new.items():
+      own = identity(setup, run)
+      row = {"run_id": protocol.run_id(own), "message": message, **own}
       rows[row["run_id"]] = row
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
 
@@ -177,6 +209,9 @@ def shown(workdir: Workdir) -> tuple[list[Record], list[str]]:
   settles on one setting; the records of others are those of earlier commands.)
   """
   asked, gave_up, records = workdir.asked, workdir.gave_up(), workdir.records()
+  ours = {tuple(r["modalities"]) for r in records}  # Others were for a diagnosis.
+  foreign = lambda r: ours and tuple(r.get("modalities", ())) not in {(), *ours}
+  gave_up = [row for row in gave_up if not foreign(row)]
   whole = [row for row in gave_up if row.keys() >= set(Identity.__annotations__)]
   kept: list[Any] = [*whole, *records]
   pairs = any(r["protocol"] == "single_source" for r in records)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +12,13 @@ from mer_dg.contracts import Network, named_key
 from mer_dg.data.arrays import Batch, eval_blocks
 from mer_dg.data.dataset import Dataset
 from mer_dg.data.stream import stream_blocks
+from mer_dg.evaluation.evaluators import Evaluator, make_streamed_evaluate
 from mer_dg.experiments.config import ReaderFields
 from mer_dg.experiments.setup import TaskArrays
 from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.progress import progress_bar
 from mer_dg.training.state import TrainState
-from mer_dg.training.step import Step, make_streamed_evaluate
+from mer_dg.training.step import Step
 
 
 class TrunklessCheckpoints(Checkpoints):
@@ -56,7 +57,7 @@ def with_inputs(step: Step, dataset: Dataset) -> Step:
 
 def make_evaluate(
   network: Network,
-  summary: Callable,
+  asked: Sequence[Evaluator],
   dataset: Dataset,
   task: TaskArrays,
   options: ReaderFields,
@@ -65,7 +66,7 @@ def make_evaluate(
 
   Args:
     network: The network.
-    summary: From `make_summary`.
+    asked: What is asked of it.
     dataset: The clips.
     task: Its rows.
     options: ``config.reader``.
@@ -85,7 +86,7 @@ def make_evaluate(
 
   evaluate = make_streamed_evaluate(
     network,
-    summary,
+    asked,
     batches=read,
     inputs=dataset.device_inputs,
   )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 import contextlib
 import functools
 import json
@@ -26,7 +26,7 @@ from mer_dg.protocol import (
 )
 
 # Files of records, for each of which asked.json has two lists of runs.
-_PARTS, _NOTED = ("search", "results"), ("runs", "missing")
+_PARTS, _NOTED = ("search", "results", "alone"), ("runs", "missing")
 
 
 class WorkdirError(ValueError):
@@ -96,13 +96,16 @@ class Workdir:
     Raises:
       WorkdirError: If there is such a record.
     """
-    for record in (*self.records(self.search), *self.records()):
+    ours = (*self.records(self.search), *self.records())
+    for record in ours:
       if record["config_hash"] != self._protocol:
         raise WorkdirError(
           f"{self.path} holds records of another protocol, or of an older version "
           f"(their config_hash is {record['config_hash']}, not {self._protocol}). "
           "--mode=report still shows them; choose another --workdir to train."
         )
+    # What was trained alone, on other modalities, is of another protocol.
+    for record in (*ours, *self.records(self.alone)):
       if record["data_version"] != version:
         raise WorkdirError(
           f"{self.path} holds records of version {record['data_version']} of the data, "
@@ -206,22 +209,30 @@ class Workdir:
     asked = self._asked
     return {run for part in _PARTS for run in asked[part]["runs"]}
 
-  def ask(self, path: Path, runs: Sequence[str], steps: Sequence[int]) -> list[str]:
+  def ask(
+    self,
+    path: Path,
+    runs: Sequence[str],
+    steps: Sequence[int],
+    lacking: Collection[str] = (),
+  ) -> list[str]:
     """Notes which runs a command asks for; returns those it has to train.
 
     A command that was interrupted gets the same list again, with the runs that it
     trained meanwhile: so it goes on in the same waves, and ends with the same numbers.
 
     Args:
-      path: `results` or `search`.
+      path: `results`, `search` or `alone`.
       runs: Ids of the runs.
       steps: At which each is evaluated.
+      lacking: Those to be trained though they have ended.
 
     Returns:
       Those of ``runs`` that were missing when the command began; none if no run is
       missing by now. A run that diverged is not missing.
     """
-    part, asked, ended = self._stem(path), self._asked, self.ended(path, steps)
+    part, asked = self._stem(path), self._asked
+    ended = self.ended(path, steps).difference(lacking)
     missing = [run for run in runs if run not in ended]
     begun = asked[part]
     same = begun["runs"] == [*runs] and {*missing} <= {*begun["missing"]}
@@ -282,6 +293,15 @@ class Workdir:
   def search(self) -> Path:
     """``search.jsonl``: records of a hyperparameter search."""
     return self._own("search")
+
+  @property
+  def alone(self) -> Path:
+    """``alone.jsonl``: records of each modality trained alone, for a diagnosis."""
+    return self._own("alone")
+
+  def parameters(self, run: str) -> Path:
+    """``checkpoints/<id of the run>.npz``: final parameters of a run of a table."""
+    return self.path / "checkpoints" / f"{run}.npz"
 
   @property
   def diverged(self) -> Path:

@@ -107,13 +107,17 @@ class Method:
     return total, found
 
   def logged(self, found: Mapping[str, tuple[jax.Array, dict]]) -> dict[str, jax.Array]:
-    """What is logged of a step: ``loss/<term>`` before weighting, scalars of aux."""
+    """What is logged of a step: ``loss/<term>`` before weighting, scalars of aux.
+
+    A name that an earlier term has already is logged as ``<term>/<name>``.
+    """
     metrics = {}
     for name, (value, aux) in found.items():
       if "weight" in self.hyper[name]:
         metrics[f"loss/{name}"] = value
       scalar = lambda v: isinstance(v, jax.Array) and v.shape == ()
-      metrics |= {k: v for k, v in aux.items() if scalar(v)}
+      own = {k: v for k, v in aux.items() if scalar(v)}
+      metrics |= {f"{name}/{k}" if k in metrics else k: v for k, v in own.items()}
     return metrics
 
   def optimizer(self, hyper, base: optax.GradientTransformation) -> Transformation:

@@ -19,14 +19,11 @@ from typing import Any
 import warnings
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from mer_dg.training.parameters import CheckpointError, hash_tree
+
 _POLICY = ocp.checkpoint_managers
-
-
-class CheckpointError(ValueError):
-  """A checkpoint cannot be read or written; the message names it."""
 
 
 class Checkpoints:
@@ -103,7 +100,7 @@ class Checkpoints:
     if step in self.steps():
       return
     rank = [*(r if math.isfinite(r) else -math.inf for r in rank), -step]
-    body = {"step": step, "rank": rank, "state": _hash_state(state), "meta": meta}
+    body = {"step": step, "rank": rank, "state": hash_tree(state), "meta": meta}
     body = json.loads(json.dumps(body))  # As it is read back: no tuples.
     with self._writing():
       self._ranks[step] = body["rank"]
@@ -182,7 +179,7 @@ class Checkpoints:
     found = self._read(step, state=ocp.args.StandardRestore(abstract))
     promised, state = found["state"]
     with self._reading(step):
-      if _hash_state(state) != promised:
+      if hash_tree(state) != promised:
         raise ValueError("state: not what was saved, the checksum differs")
     return state, found["meta"]
 
@@ -264,18 +261,3 @@ def _abstract(leaf):
 
 def _hash_json(body: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _hash_state(state: Any) -> str:
-  """Of every leaf its path, type, shape and bytes, wherever it is placed."""
-  found = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    leaf = jax.numpy.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
-    kind = str(leaf.dtype)  # Of a key it names the generator.
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      leaf = jax.random.key_data(leaf)
-    host = np.ascontiguousarray(leaf)
-    head = [jax.tree_util.keystr(path), kind, list(leaf.shape)]
-    found.update(json.dumps(head).encode())
-    found.update(host.reshape(-1).view(np.uint8).data)
-  return found.hexdigest()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
 
-from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.progress import Progress
 from mer_dg.training.state import TrainState
 from mer_dg.training.step import first_nonfinite
+
+if TYPE_CHECKING:
+  from mer_dg.training.checkpoints import Checkpoints  # Orbax: a second to import.
 
 
 class TrainingDiverged(RuntimeError):

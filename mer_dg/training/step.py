@@ -1,20 +1,16 @@
-"""The pure training step and the pure evaluation, for one run.
-
-Both vmap over the state; neither branches on values.
-"""
+"""The pure training step of one run: it vmaps over the state, branches on no value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mer_dg.data.arrays import Arrays, gather_batch, sample_batch
+from mer_dg.data.arrays import Arrays, sample_batch
 from mer_dg.data.sampling import Pool
 from mer_dg.methods import Method, Moment
 from mer_dg.training.state import TrainState, run_keys, whole_optimizer
@@ -112,144 +108,6 @@ def make_resident_chunk(step: Step, *, per_domain: int, length: int):
     return jax.lax.scan(body, state, length=length)
 
   return chunk
-
-
-def make_predict(network):
-  """Returns ``(variables, batch) -> Outputs`` in evaluation mode."""
-
-  def predict(variables, batch):
-    outputs, _ = network.apply(
-      variables, batch["inputs"], batch["present"], train=False, key=None
-    )
-    return outputs
-
-  return predict
-
-
-def make_block(network):
-  """Returns ``(variables, batch) -> (logits, missing, embeddings, present)``.
-
-  In evaluation mode. ``missing`` is ``{m: logits}`` of the same rows with modality m
-  taken away, ``{}`` for a single modality. Embeddings are fused again; no encoder runs
-  twice.
-  """
-  predict = make_predict(network)
-
-  def block(variables, batch):
-    outputs, present = predict(variables, batch), batch["present"]
-    names = network.modalities if len(network.modalities) > 1 else ()
-    none = jnp.zeros_like(batch["mask"])
-    missing = {
-      m: network.fuse(variables, outputs.embeddings, {**present, m: none})
-      for m in names
-    }
-    return outputs.logits, missing, outputs.embeddings, present
-
-  return block
-
-
-def make_summary(network, measure, inspect, repair, *, inspected: int = 256):
-  """Returns the summary of an evaluation from the outputs on all its rows.
-
-  Args:
-    network: A `Network`.
-    measure: ``(logits [n, K], missing {m: [n, K]}, repaired [n, K], label [n],
-      domain [n], where [n]) -> metrics``; see `make_block` for ``missing``.
-      ``repaired`` are logits with each modality from the row that ``repair`` says.
-    inspect: ``(embeddings {m: [b, D]}, present {m: [b]}) -> metrics``; it is shown
-      the source rows among the first ones.
-    repair: ``(label [n], domain [n], where [n]) -> {m: int [n]}``, where ``where`` are
-      the source rows; the others must stay as they are.
-    inspected: How many rows ``inspect`` is shown.
-
-  Returns:
-    ``(variables, outputs, label, domain, where) -> metrics``; ``outputs`` is
-    ``(logits, missing, embeddings, present)``, all with the leading axes
-    ``[blocks, block]``.
-  """
-
-  def summary(variables, outputs, label, domain, where) -> Metrics:
-    blocks = label.shape
-    flat = lambda a: a.reshape(-1, *a.shape[2:])
-    logits, missing, embeddings, present = jax.tree.map(flat, outputs)
-    label, domain, where = map(flat, (label, domain, where))
-    source = where & (domain >= 0)
-    repaired = logits
-    if len(network.modalities) > 1:
-      partners = repair(label, domain, source)
-
-      def fuse(rows):
-        take = lambda values: {m: values[m][rows[m]] for m in network.modalities}
-        return network.fuse(variables, take(embeddings), take(present))
-
-      # In blocks, like the encoders: a fusion may be wide.
-      in_blocks = jax.tree.map(lambda a: a.reshape(blocks), partners)
-      repaired = flat(jax.lax.map(fuse, in_blocks))
-    metrics = measure(logits, missing, repaired, label, domain, where)
-    shown = {m: p[:inspected] & source[:inspected] for m, p in present.items()}
-    return metrics | inspect({m: z[:inspected] for m, z in embeddings.items()}, shown)
-
-  return summary
-
-
-def make_evaluate(network, summary):
-  """Returns ``(arrays, rows, domain, mask, variables) -> metrics`` for a set of rows.
-
-  Args:
-    network: A `Network`.
-    summary: From `make_summary`.
-
-  Returns:
-    The evaluation of data that lies on the device; ``rows``, ``domain`` and
-    ``mask`` are ``[blocks, block]``. Embeddings of all rows are held at once.
-  """
-  block = make_block(network)
-
-  def evaluate(arrays: Arrays, rows, domain, mask, variables) -> Metrics:
-    def one_block(place):
-      batch = gather_batch(arrays, *place)
-      return block(variables, batch), batch["label"]
-
-    outputs, label = jax.lax.map(one_block, (rows, domain, mask))
-    return summary(variables, outputs, label, domain, mask)
-
-  return evaluate
-
-
-def _gathered(arrays: Arrays, rows, domain, mask):
-  return (gather_batch(arrays, *b) for b in zip(rows, domain, mask, strict=True))
-
-
-def make_streamed_evaluate(
-  network,
-  summary,
-  *,
-  batches: Callable[..., Iterable[Any]] = _gathered,
-  inputs: Callable[[Any], Any] = lambda batch: batch["inputs"],
-):
-  """`make_evaluate` for data that stays on the host; same arguments and metrics.
-
-  Not to be jitted: one block at a time goes to the device.
-
-  Args:
-    network: A `Network`.
-    summary: From `make_summary`.
-    batches: ``(data, rows, domain, mask) -> batches``, one per block; ``data`` is
-      the first argument of the evaluation.
-    inputs: ``batch -> inputs`` of the network, run on the device.
-  """
-  plain, summarize = make_block(network), jax.jit(summary)
-  block = jax.jit(lambda v, batch: plain(v, {**batch, "inputs": inputs(batch)}))
-
-  def evaluate(data, rows, domain, mask, variables) -> Metrics:
-    found = [  # The batch's own mask: a row that could not be read drops out.
-      (block(variables, batch), batch["label"], batch["mask"])
-      for batch in batches(data, rows, domain, mask)
-    ]
-    outputs, label, mask = jax.tree.map(lambda *blocks: jnp.stack(blocks), *found)
-    return summarize(variables, outputs, label, domain, mask)
-
-  return evaluate
 
 
 def first_nonfinite(metrics, start: int) -> tuple[int, str] | None:

@@ -1,15 +1,20 @@
 """The generated set shows fusion overfitting, as its documentation says."""
 
-import json
+import shutil
 
 import numpy as np
 import pytest
 
 from configs import cooccurrence
 from mer_dg.data.cooccurrence import Cooccurrence, best_target_accuracy
-from mer_dg.experiments import launch, make_setup, validate
+from mer_dg.experiments import make_setup, run, tables, validate
 from mer_dg.experiments.diagnose import diagnose, to_markdown
+from mer_dg.experiments.grid import train_all
+from mer_dg.experiments.stress import Stress
+from mer_dg.experiments.workdir import Workdir, read_lines
 from mer_dg.protocol import read_records
+from mer_dg.reporting.maps import read_maps
+from mer_dg.training.parameters import CheckpointError
 
 
 def make_config():
@@ -21,17 +26,50 @@ def make_config():
   return config
 
 
-@pytest.fixture(scope="module")
-def diagnosis():
-  """``(probes, waves as they were handed on, maps)``."""
-  waves, maps = [], []
-  probes = diagnose(make_setup(validate(make_config())), waves.append, maps.append)
-  return probes, waves, maps
+@pytest.fixture(scope="session")
+def table(tmp_path_factory):
+  """A workdir in which the table was trained, as --mode=train leaves it."""
+  folder = tmp_path_factory.mktemp("table")
+  run(make_config(), workdir=str(folder))
+  return folder
 
 
-@pytest.fixture(scope="module")
-def probes(diagnosis):
-  return diagnosis[0]
+@pytest.fixture(scope="session")
+def examined(table, tmp_path_factory):
+  """``(workdir, probes)``: a copy of it, diagnosed; training was not repeated."""
+  folder = shutil.copytree(table, tmp_path_factory.mktemp("diagnosed") / "w")
+  config = validate(make_config())
+  asked = []
+
+  def only_alone(grid, runs, on_wave, *, done=()):
+    asked.append((grid.setup.dataset.modalities, {r.method for r in runs}))
+    train_all(grid, runs, on_wave, done=done)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tables, "train_all", only_alone)
+    run(make_config(), workdir=str(folder), mode="diagnose")
+    assert asked == [(("m0",), {"erm"}), (("m1",), {"erm"})]
+    # Nothing is left to train or to examine.
+    patch.setattr(tables, "train_all", lambda *_, **__: pytest.fail("trained"))
+    patch.setattr(Stress, "scores", lambda *_: pytest.fail("examined"))
+    probes, _ = diagnose(make_setup(config), Workdir(folder, config))
+  return folder, probes
+
+
+@pytest.fixture(scope="session")
+def probes(examined):
+  return examined[1]
+
+
+@pytest.fixture(scope="session")
+def last(table, examined):
+  """``{run id: (record of the table, record after the diagnosis)}``, last step."""
+  records = [
+    {r["run_id"]: r for r in read_records(folder / "results.jsonl") if r["step"] == 300}
+    for folder in (table, examined[0])
+  ]
+  assert records[0].keys() == records[1].keys()
+  return {own: (records[0][own], records[1][own]) for own in records[0]}
 
 
 def mean(probes, training, probed, where):
@@ -92,29 +130,26 @@ def test_markdown_has_a_row_per_training(probes):
   assert all(line.count("|") == lines[0].count("|") for line in lines)
 
 
-def test_the_last_records_get_stress_and_representation(diagnosis):
-  _, waves, _ = diagnosis
-  before = {e.run: e for w in waves[:2] for e in w.evaluations if e.step == 300}
-  after = [e for w in waves[2:] for e in w.evaluations]
-  assert {e.run for e in after} == set(before)
-  assert len(before) == 4
-  for e in after:
-    old = before[e.run].metrics
-    assert e.step == 300
-    assert e.metrics.items() >= old.items()  # Nothing is changed,
-    new = e.metrics.keys() - old.keys()  # and this is added:
-    assert len([k for k in new if k.startswith("target/corrupted/m0/")]) == 4 * 5
-    assert {"target/mean_for_m0/accuracy", "target/mean_for_m1/accuracy"} <= new
+def test_the_last_records_get_stress_and_representation(last):
+  assert len(last) == 4
+  for old, new in last.values():
+    assert new | {"metrics": {}} == old | {"metrics": {}}
+    assert new["metrics"].items() >= old["metrics"].items()  # Nothing is changed,
+    added = new["metrics"].keys() - old["metrics"].keys()  # and this is added:
+    assert len([k for k in added if k.startswith("target/corrupted/m0/")]) == 4 * 5
+    assert {k.split("/")[1] for k in added} == {
+      *("corrupted", "mean_for_m0", "mean_for_m1", "m0", "m1"),
+    }
     for name in ("domain_accuracy", "procrustes", "entropy_knn/target"):
-      assert f"representation/m1/{name}" in new
+      assert f"representation/m1/{name}" in added
 
 
-def test_stress_agrees_with_the_compiled_evaluation(diagnosis):
-  probes, waves, _ = diagnosis
-  for e in (e for w in waves[:2] for e in w.evaluations if e.step == 300):
-    fused = probes[e.run.method, "fused", "d0", e.run.seed]
+def test_the_networks_examined_are_those_of_the_table(probes, last):
+  """Scores that both evaluations have agree, from parameters that were read back."""
+  for record, _ in last.values():
+    fused = probes[record["method"], "fused", "d0", record["seed"]]
     for m in ("m0", "m1"):
-      recorded = e.metrics[f"target/without_{m}/accuracy"]
+      recorded = record["metrics"][f"target/without_{m}/accuracy"]
       assert fused[f"without_{m}"] == pytest.approx(recorded, abs=1e-6)
 
 
@@ -142,8 +177,8 @@ def test_entropy_is_larger_inside_what_was_trained_for_it(probes):
   assert 0.5 < inside("alone", "domain_accuracy") <= 1
 
 
-def test_maps_of_every_training_for_one_target_and_seed(diagnosis):
-  ((maps,),) = diagnosis[2:]
+def test_maps_of_every_training_for_one_target_and_seed(examined):
+  maps = read_maps(examined[0] / "report")
   assert (maps.target, maps.seed) == ("d0", 0)
   assert {m.training for m in maps.maps} == {"erm", "mer_kde", "alone"}
   own = {m.modality for m in maps.maps if m.training == "alone"}
@@ -153,18 +188,42 @@ def test_maps_of_every_training_for_one_target_and_seed(diagnosis):
     assert set(m.domain) == {0, 1, 2, 3}
 
 
-def test_a_method_with_a_network_of_its_own_is_examined_with_it(tiny):
-  small = dict(methods=("erm", "late"), targets=("d0",), seeds=(0,))
-  setup, waves = make_setup(validate(tiny("", **small))), []
-  probes = diagnose(setup, waves.append)
-  for wave in waves[:2]:  # As the evaluation of the run has it.
-    *_, last = wave.evaluations
-    found = probes[last.run.method, "fused", "d0", 0]
-    for name in ("without_m0", "without_m1"):
-      expected = last.metrics[f"target/{name}/accuracy"]
-      np.testing.assert_allclose(found[name], expected, atol=1e-6)
-    # The same samples, each modality from another one of the class.
-    assert 0 <= probes[last.run.method, "re-paired", "d0", 0]["val"] <= 1
+def test_a_killed_diagnosis_goes_on_with_what_it_had_not_examined(
+  tmp_path, tiny, monkeypatch
+):
+  """Of a table with a method that has a network of its own."""
+  fields = dict(methods=("erm", "late"), targets=("d0",), seeds=(0, 1))
+  command = lambda: run(tiny("", **fields), workdir=str(tmp_path), mode="diagnose")
+  shown, scores = [], Stress.scores
+
+  def killed(self, task, network, variables):
+    shown.append(len(variables))
+    if len(shown) == 2:
+      raise KeyboardInterrupt
+    return scores(self, task, network, variables)
+
+  monkeypatch.setattr(Stress, "scores", killed)
+  with pytest.raises(KeyboardInterrupt):
+    command()
+  lines = lambda: [
+    (row["training"], row["seed"], row["probed"])
+    for row in read_lines(tmp_path / "report" / "diagnosis.jsonl")
+  ]
+  assert {training for training, *_ in lines()} == {"erm"}
+  before = (tmp_path / "report" / "diagnosis.jsonl").read_text()
+  monkeypatch.setattr(tables, "train_all", lambda *_, **__: pytest.fail("trained"))
+  command()
+  assert shown == [2, 2, 2]
+  after = (tmp_path / "report" / "diagnosis.jsonl").read_text()
+  assert after.startswith(before)
+  assert len(set(lines())) == len(lines()) == 2 * (2 * 5 + 3)
+  for record in read_records(tmp_path / "results.jsonl"):
+    for m in ("m0", "m1"):  # Late fusion was examined as what it is.
+      assert 0 <= record["metrics"][f"target/without_{m}/accuracy"] <= 1
+  file, *_ = (tmp_path / "checkpoints").iterdir()
+  file.write_bytes(file.read_bytes()[:-100])
+  with pytest.raises(CheckpointError, match=f"{file.name} cannot be read"):
+    command()
 
 
 def test_markdown_has_what_was_found_under_stress_and_inside(probes):
@@ -179,39 +238,14 @@ def test_markdown_has_what_was_found_under_stress_and_inside(probes):
   assert f"| without m1 | {zero:.1f} / {mean:.1f} |" in text
 
 
-def test_a_table_that_is_diagnosed_later_keeps_its_records(
-  diagnosis, tmp_path, monkeypatch
-):
-  probes, waves, maps = diagnosis
-  shown = waves[:2]  # As --mode=train would leave it.
-
-  def replay(setup, on_wave, on_maps=lambda _: None):
-    for wave in shown:
-      on_wave(wave)
-    on_maps(*maps)
-    return probes
-
-  def records():
-    monkeypatch.setattr(launch, "diagnose", replay)
-    text = launch.run(make_config(), workdir=str(tmp_path), mode="diagnose")
-    return text, read_records(tmp_path / "results.jsonl")
-
-  _, before = records()
-  shown = waves
-  text, after = records()
-  assert len(after) == len(before) == 4
-  for old, new in zip(before, after, strict=True):
-    assert new | {"metrics": {}} == old | {"metrics": {}}
-    added = new["metrics"].keys() - old["metrics"].keys()
-    assert {k.split("/")[1] for k in added} == {
-      *("corrupted", "mean_for_m0", "mean_for_m1", "m0", "m1"),
-    }
-  folder = tmp_path / "report"
-  assert (folder / "diagnosis.md").read_text() == text + "\n"
-  rows = [*map(json.loads, (folder / "diagnosis.jsonl").read_text().splitlines())]
+def test_the_files_of_a_diagnosis(examined, probes, last):
+  folder = examined[0] / "report"
+  assert (folder / "diagnosis.md").read_text() == to_markdown(probes) + "\n"
+  rows = read_lines(folder / "diagnosis.jsonl")
   name = "corrupted/m1/spikes/5"
   fused = sorted(r[name] for r in rows if r["probed"] == "fused")
-  assert fused == sorted(r["metrics"][f"target/{name}/accuracy"] for r in after)
+  records = [new["metrics"] for _, new in last.values()]
+  assert fused == sorted(r[f"target/{name}/accuracy"] for r in records)
   page = (folder / "index.html").read_text()
   for heading in ("With a modality corrupted", "Inside the embeddings", "mean for m0"):
     assert heading in page

@@ -9,11 +9,13 @@ from sklearn.decomposition import PCA
 from mer_dg.data.dataset import make_dataset
 from mer_dg.data.splits import Split, leave_one_domain_out
 from mer_dg.experiments.representation import (
+  draw_all_sides,
   draw_sides,
   embedding_maps,
   make_map,
-  representations,
+  representation,
 )
+from mer_dg.protocol import Assignment
 
 N, D, CLASSES = 320, 6, 4
 
@@ -79,7 +81,7 @@ def found():
   moved = z + 20.0 * (d.domain == 1)[:, None] * np.eye(D)[0]
   line = rng.normal(size=(N, 1)) * np.ones((1, D))
   run = {"a": moved.astype(np.float32), "b": line.astype(np.float32)}
-  return representations(d, {"t": split_of(d)}, {("erm", "t", 0): run})["erm", "t", 0]
+  return representation(d, draw_all_sides(d, {"t": split_of(d)})["t"], run)
 
 
 def test_a_moved_target_is_told_but_has_the_same_shape(found):
@@ -108,14 +110,12 @@ def test_every_estimator_on_both_sides_and_nothing_infinite(found):
 
 def test_maps_hold_both_sides_of_the_first_target_and_seed():
   d, rng = dataset(), np.random.default_rng(0)
-  bench = types.SimpleNamespace(
-    dataset=d, config={"seeds": (3, 4)}, targets=lambda: ("t",),
-    split=lambda _: split_of(d),
-  )  # fmt: skip
+  folds = {Assignment("t"): split_of(d)}
+  config = types.SimpleNamespace(seeds=(3, 4))
+  setup = types.SimpleNamespace(dataset=d, config=config, folds=folds)
   z = {m: rng.normal(size=(N, D)) for m in "ab"}
   partial = {"a": z["a"]}  # Modality b of it diverged.
-  maps = embedding_maps(bench, {("erm", "t", 3): z, ("erm", "t", 4): z,
-                                ("alone", "t", 3): partial})  # fmt: skip
+  maps = embedding_maps(setup, {"erm": z, "alone": partial})
   assert [(m.training, m.modality) for m in maps.maps] == [
     *(("erm", "a"), ("alone", "a"), ("erm", "b"))
   ]

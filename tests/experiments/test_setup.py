@@ -5,8 +5,14 @@ import pytest
 
 from mer_dg.data import save_npz
 from mer_dg.data.arrays import to_arrays
+from mer_dg.evaluation.evaluators import (
+  make_evaluate,
+  make_forward,
+  make_streamed_evaluate,
+  name_sources,
+)
 from mer_dg.experiments import ConfigError, DataError, check, make_setup, validate
-from mer_dg.experiments.setup import name_sources, task_arrays
+from mer_dg.experiments.setup import asked, first_state, task_arrays
 
 
 @pytest.fixture
@@ -93,7 +99,6 @@ def repaired_accuracy(setup, task, variables):
 
   from mer_dg.data.arrays import gather_batch
   from mer_dg.evaluation import repair_within_class
-  from mer_dg.training.step import make_predict
 
   names, count = setup.network().modalities, task.rows.size
   place = np.flatnonzero(task.mask.reshape(-1) & (task.domain.reshape(-1) >= 0))
@@ -101,7 +106,7 @@ def repaired_accuracy(setup, task, variables):
   ones = np.ones(len(rows), bool)
   data = to_arrays(setup.dataset.in_memory())
   batch = gather_batch(data, rows, np.zeros_like(rows), ones)
-  z = make_predict(setup.network())(variables, batch).embeddings
+  z = make_forward(setup.network())(variables, batch).embeddings
   label, where = np.zeros(count, int), np.zeros(count, bool)
   label[place], where[place] = batch["label"], True
   domain = task.domain.reshape(-1)
@@ -122,12 +127,6 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   import jax
 
   from mer_dg.data.arrays import gather_batch
-  from mer_dg.experiments.setup import first_state, make_evaluation
-  from mer_dg.training.step import (
-    make_evaluate,
-    make_predict,
-    make_streamed_evaluate,
-  )
 
   made = arrays()
   made["domain"] = np.where(np.arange(60) == 0, "lone", made["domain"])
@@ -138,9 +137,9 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   sources = split.sources
   assert split.val["lone"].size == 0
   state = first_state(setup, "erm", task, scaling=rows.scaling)
-  summary = make_evaluation(setup.network(), "accuracy", len(sources))
+  evaluators = asked(setup, task, "evaluation")
   places = (rows.rows, rows.domain, rows.mask)
-  resident = jax.jit(make_evaluate(setup.network(), summary))
+  resident = jax.jit(make_evaluate(setup.network(), evaluators))
   data = to_arrays(setup.dataset.in_memory())
   found = resident(data, *places, state.variables)
   metrics = name_sources(found, sources)
@@ -152,7 +151,7 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   test = split.test
   batch = gather_batch(data, test, np.zeros_like(test), np.ones(len(test), bool))
   batch["present"]["a"] = np.zeros(len(test), bool)
-  alone = make_predict(setup.network())(state.variables, batch).logits
+  alone = make_forward(setup.network())(state.variables, batch).logits
   correct = np.argmax(alone, axis=-1) == batch["label"]
   np.testing.assert_allclose(
     metrics["target/without_a/accuracy"], correct.mean(), rtol=1e-6
@@ -160,7 +159,7 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   expected = repaired_accuracy(setup, rows, state.variables)
   np.testing.assert_allclose(metrics["val/re-paired/accuracy"], expected, rtol=1e-6)
   # Data on the host, block by block, gives the same numbers but for rounding.
-  streamed = make_streamed_evaluate(setup.network(), summary)
+  streamed = make_streamed_evaluate(setup.network(), evaluators)
   again = streamed(data, *places, state.variables)
   for name, value in found.items():
     np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)

@@ -242,6 +242,8 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_state(
     manager.wait()
   with pytest.raises(TrainingDiverged, match=r"\(steps 11 to 15\)"):
     single.train(made, workdir)
+  (row,) = workdir.gave_up()
+  assert (row["run_id"], row["target"]) == (saved.name, "d1")
   with Checkpoints(saved) as manager:
     assert manager.steps() == [10, 11]
     again, _ = manager.restore(template, 10)

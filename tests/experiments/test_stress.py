@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from mer_dg.data.arrays import to_arrays
+from mer_dg.data.arrays import gather_batch, to_arrays
 from mer_dg.data.dataset import make_dataset
-from mer_dg.evaluation import CORRUPTIONS
+from mer_dg.evaluation import CORRUPTIONS, accuracy
+from mer_dg.evaluation.evaluators import make_evaluate, make_forward
 from mer_dg.experiments import make_setup, stress, validate
-from mer_dg.experiments.setup import HEADLINE
-
-RUNS = 2
+from mer_dg.experiments.setup import asked
+from mer_dg.protocol import Assignment
 
 
 def dataset():
@@ -47,70 +47,71 @@ def setup(tiny):
   return make_setup(config, dataset())
 
 
+TASK = Assignment("r")
+
+
 @pytest.fixture(scope="module")
 def networks(setup):
-  """``(variables, embeddings)`` of two untrained networks, stacked."""
-  arrays = to_arrays(setup.dataset)
-
-  def one(key):
-    variables = setup.network().init(key)
-    outputs, _ = setup.network().apply(
-      variables, arrays.inputs, arrays.present, train=False, key=None
-    )
-    return variables, outputs.embeddings
-
-  keys = jax.random.split(jax.random.key(0), RUNS)
-  return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys))
+  """Variables of two untrained networks."""
+  init = jax.jit(setup.network().init)
+  return [init(jax.random.key(seed)) for seed in (0, 1)]
 
 
+@pytest.fixture(scope="module")
 def clean(setup, networks):
-  """Headline metric of the target rows, by fusing the embeddings of those alone."""
-  variables, z = networks
-  rows = stress.fold(setup, "r").test
-  here = {m: p[rows] for m, p in setup.dataset.present.items()}
-  of_run = lambda v, z: setup.network().fuse(
-    v, {m: a[rows] for m, a in z.items()}, here
-  )
-  logits = jax.vmap(of_run)(variables, z)
-  label = setup.dataset.label[rows]
-  metric = HEADLINE[setup.config.metric]
-  return np.array([metric(x, label) for x in logits])
+  """Final metrics of each network on target rows, and its fusion of them by hand."""
+  network, rows = setup.network(), setup.folds[TASK].test
+  data = to_arrays(setup.dataset)
+  places = np.array([rows]), np.full((1, len(rows)), -1), np.ones((1, len(rows)), bool)
+  evaluate = jax.jit(make_evaluate(network, asked(setup, TASK, "checkpoint")))
+  batch = gather_batch(data, rows, *(a[0] for a in places[1:]))
+  forward = jax.jit(make_forward(network))
+  return [(evaluate(data, *places, v), forward(v, batch), v) for v in networks]
 
 
-def test_every_corruption_of_every_kind_and_all_subsets_are_scored(setup, networks):
-  scores = stress.Stress(setup, setup.network()).scores("r", *networks)
-  kinds = {"v": "vector", "s": "sequence", "i": "image"}
-  expected = {
-    f"corrupted/{m}/{name}/{severity}"
-    for m, kind in kinds.items()
-    for name in CORRUPTIONS[kind]
-    for severity in range(1, 6)
-  }
+def test_every_subset_of_modalities_is_scored(setup, clean):
   subsets = ("v", "s", "i", "v+s", "v+i", "s+i")
-  expected |= {f"{how}_{s}" for how in ("without", "mean_for") for s in subsets}
-  assert set(scores) == expected
-  assert all(v.shape == (RUNS,) for v in scores.values())
-  assert all(((v >= 0) & (v <= 1)).all() for v in scores.values())
+  for metrics, seen, variables in clean:
+    named = {k for k in metrics if k.startswith("target/") and "paired" not in k}
+    hows = ("without", "mean_for")
+    assert named == {f"target/{how}_{s}/accuracy" for how in hows for s in subsets}
+    # One of them by hand: nothing of v and i, the sequence where it is present.
+    none = np.zeros_like(seen.present["v"])
+    here = {"v": none, "i": none, "s": seen.present["s"]}
+    logits = setup.network().fuse(variables, seen.embeddings, here)
+    want = accuracy(logits, seen.label)
+    np.testing.assert_allclose(metrics["target/without_v+i/accuracy"], want, rtol=1e-6)
+
+
+def test_every_corruption_of_every_kind_is_scored(setup, networks):
+  found = stress.Stress(setup).scores(TASK, setup.network(), networks)
+  kinds = {"v": "vector", "s": "sequence", "i": "image"}
+  for scores in found:
+    assert set(scores) == {
+      f"corrupted/{m}/{name}/{severity}"
+      for m, kind in kinds.items()
+      for name in CORRUPTIONS[kind]
+      for severity in range(1, 6)
+    }
+    assert all(0 <= value <= 1 for value in scores.values())
+  assert found[0] != found[1]
 
 
 def test_a_corruption_that_changes_nothing_scores_as_clean(
-  setup, networks, monkeypatch
+  setup, networks, clean, monkeypatch
 ):
   monkeypatch.setattr(stress, "corrupt", lambda x, *_, **__: x)
-  scores = stress.Stress(setup, setup.network()).scores("r", *networks)
-  want = clean(setup, networks)
-  for m in setup.dataset.modalities:
-    kind = stress.corruption_kind(setup, m)
-    assert kind is not None
-    name = CORRUPTIONS[kind][0]
-    np.testing.assert_allclose(scores[f"corrupted/{m}/{name}/3"], want, err_msg=m)
+  found = stress.Stress(setup).scores(TASK, setup.network(), networks)
+  for scores, (_, seen, _) in zip(found, clean, strict=True):
+    want = pytest.approx(float(accuracy(seen.logits, seen.label)))
+    assert all(value == want for value in scores.values())
 
 
 def test_inputs_keep_padding_missing_rows_and_validity(setup):
-  found = list(stress.corrupted_inputs(setup, "r", "s", "sequence", "gaussian_noise"))
-  again = list(stress.corrupted_inputs(setup, "r", "s", "sequence", "gaussian_noise"))
+  found = list(stress.corrupted_inputs(setup, TASK, "s", "sequence", "gaussian_noise"))
+  again = list(stress.corrupted_inputs(setup, TASK, "s", "sequence", "gaussian_noise"))
   np.testing.assert_array_equal(found, again)
-  rows = stress.fold(setup, "r").test
+  rows = setup.folds[TASK].test
   was = to_arrays(setup.dataset).inputs["s"][rows]
   for x in found:
     np.testing.assert_array_equal(x[..., -1], was[..., -1])
@@ -151,8 +152,6 @@ def test_audio_of_av_digits_is_known(setup, audio, kind):
   assert stress.corruption_kind(own, "s") == kind
   assert stress.corruption_kind(own, "i") == "image"
   if kind == "waveform":  # Frames of 2 samples every 20 ms are one signal.
-    (first, *_) = stress.corrupted_inputs(own, "r", "s", kind, "white_noise")
-    assert (
-      first.shape
-      == to_arrays(own.dataset).inputs["s"][stress.fold(own, "r").test].shape
-    )
+    (first, *_) = stress.corrupted_inputs(own, TASK, "s", kind, "white_noise")
+    was = to_arrays(own.dataset).inputs["s"][own.folds[TASK].test]
+    assert first.shape == was.shape
