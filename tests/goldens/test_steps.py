@@ -25,7 +25,7 @@ def test_two_steps_are_those_of_the_file(name):
     # no gradient under logdet, but rounding: Adam makes whole steps of it.
     rtol = 5e-3 if what == "params" and "logdet" in name else 2e-5
     if jax.__version__ != WRITTEN_BY:
-      # Another compiler rounds otherwise: log-determinants by 4e-5; and of CMRF, one of
+      # Another compiler rounds otherwise: log-determinants by 2e-4; and of CMRF, one of
       # whose gradients is all rounding, Adam makes whole steps, 3e-3 of the loss.
-      rtol = max(rtol, 1e-4 * ("logdet" in name), 1e-2 * (name == "cmrf"))
+      rtol = max(rtol, 1e-3 * ("logdet" in name), 1e-2 * (name == "cmrf"))
     np.testing.assert_allclose(found[what], expected, rtol=rtol, err_msg=what)
