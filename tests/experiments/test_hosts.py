@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -58,10 +59,10 @@ def test_two_hosts_make_the_table_of_one(flags, tmp_path, repo_root):
         found["two"][key][name], value, rtol=1e-3, atol=1e-5, err_msg=name
       )
   # Three waves of two runs: the first host has two of them.
-  assert [text.count("erm: 2 runs") for text in outputs] == [2, 1]
+  assert [text.count("ERM: 2 runs") for text in outputs] == [2, 1]
   # The first one reports, the other one is silent about results.
-  assert "Target accuracy" in outputs[0]
-  assert "Target accuracy" not in outputs[1]
+  assert "Report: " in outputs[0]
+  assert "Report: " not in outputs[1]
 
 
 def test_waves_are_dealt_out(monkeypatch):
@@ -76,19 +77,20 @@ def test_waves_are_dealt_out(monkeypatch):
       del on_chunk
       return grid.Wave(runs, [], [], None, None)
 
-  class Bench:
-    def __init__(self):
-      self.config = {"wave": 2, "total_steps": 1, "metric": "accuracy"}
-
-    def task(self, *_):
-      return "task"
+  # All of a setup that dealing out asks for.
+  setup = types.SimpleNamespace(
+    config=types.SimpleNamespace(wave=2, total_steps=1, metric="accuracy"),
+    facts=lambda *_: "facts",
+  )
 
   monkeypatch.setattr(grid, "WaveProgram", Program)
   runs = [Run("erm", "d0", seed) for seed in range(9)]
   for index in range(3):
     monkeypatch.setattr(grid, "this_host", lambda index=index: (index, 3))
     waves = []
-    grid.train_all(Bench(), runs, waves.append, done=runs[:2])
+    grid.train_all(
+      types.SimpleNamespace(setup=setup), runs, waves.append, done=runs[:2]
+    )
     dealt.append([[run.seed for run in wave.runs] for wave in waves])
   # Waves 0 to 4 of two (the last of one) go to hosts 0, 1, 2, 0, 1; the first is done.
   assert dealt == [[[6, 7]], [[2, 3], [8]], [[4, 5]]]
