@@ -9,7 +9,13 @@ from typing import Any
 
 from mer_dg.data import DataError
 from mer_dg.experiments.benchmark import is_benchmark, report_all, run_benchmark
-from mer_dg.experiments.config import Config, ConfigError, protocol_hash, validate
+from mer_dg.experiments.config import (
+  Config,
+  ConfigError,
+  as_dict,
+  protocol_hash,
+  validate,
+)
 from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.experiments.hosts import is_first_host, this_host
 from mer_dg.experiments.linear import linear_models, to_text
@@ -74,7 +80,7 @@ def run(
   """
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is not one of {MODES}.")
-  given, config = config, validate(config)
+  given, config = as_dict(config), validate(config)
   if config.log_every != given["log_every"]:
     print(
       f"config.log_every={given['log_every']} does not divide "

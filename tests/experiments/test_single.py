@@ -255,8 +255,8 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_state(
 def test_target_rows_replaced_by_noise_change_no_parameter(tiny, method, monkeypatch):
   load = setup.load_dataset
 
-  def with_noise(data):
-    dataset = load(data)
+  def with_noise(*fields):
+    dataset = load(*fields)
     rows = dataset.domain == dataset.domain_id("d1")
     rng = np.random.default_rng(5)
     noisy = {
