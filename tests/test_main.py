@@ -251,11 +251,16 @@ def test_a_signal_is_heard_in_a_callback_of_the_garbage_collector(
       os.kill(os.getpid(), number)
       time.sleep(0.5)
 
-  program._listen()
-  gc.callbacks.append(interrupted)
-  with pytest.raises(KeyboardInterrupt, match=word):
-    gc.collect()
-    time.sleep(5)
+  # A shell that starts tests in the background has them ignore Ctrl-C.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    program._listen()
+    gc.callbacks.append(interrupted)
+    with pytest.raises(KeyboardInterrupt, match=word):
+      gc.collect()
+      time.sleep(5)
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_terminated_run_says_so_and_ends_as_an_interrupted_one(repo_root, tmp_path):
