@@ -32,7 +32,7 @@ jax.config.update("jax_legacy_prng_key", "error")
 # Linux lets a process have 65,530 memory maps (vm.max_map_count); every program that
 # XLA compiles for a CPU keeps some, and a compiler that gets no more ends the process
 # with a segmentation fault. The whole suite compiles more than that.
-_MANY_MAPS = 20_000
+_MANY_MAPS = 8_000
 
 
 def _memory_maps() -> int:

@@ -165,10 +165,10 @@ class Peer(nn.Module):
       self.projectors[m] = nn.Sequential(*hiddens, nn.Linear(hidden, width))
     total = sum(b.embedding_dim for b in problem.backbones.values())
     self.classifier = nn.Sequential(
-      nn.Linear(total, options["classifier_dim"]),
+      nn.Linear(total, options.classifier_dim),
       nn.ReLU(),
-      nn.Dropout(options["dropout"]),
-      nn.Linear(options["classifier_dim"], CLASSES),
+      nn.Dropout(options.dropout),
+      nn.Linear(options.classifier_dim, CLASSES),
     )
 
   def forward(self, inputs, label):

@@ -23,7 +23,7 @@ RECIPES = methods.recipes()
 _NAMED = {term for recipe in RECIPES.values() for term in recipe}
 RECIPES |= {term: {term: {}} for term in SPECS if term not in _NAMED | {"fused"}}
 # Fields that wake up what sleeps on so few rows of a network that knows nothing yet.
-AWAKE = {"threshold": 0.0, "fraction": 1.0, "require_distinct": False}
+AWAKE = {"threshold": 0.0, "fraction": 1.0}
 for _recipe in RECIPES.values():
   if "mm" in _recipe:
     _recipe["mm"] |= {k: v for k, v in AWAKE.items() if k in _recipe["mm"]}
@@ -248,8 +248,8 @@ def test_what_is_evaluated_are_parameters_of_the_network(name):
 def test_another_term_changes_nobodys_draws():
   """mer_kde+mm without entropy mixes the rows that mm mixes."""
   mm, more = trained("mm"), Trained(methods.merge_recipes("mer_kde+mm", RECIPES))
-  one, alone = mm.take(mm.begin(), 2)
-  both, found = more.take(more.begin(mer={"weight": 0.0}), 2)
+  one, alone = mm.take(mm.begin(), 3)  # The third is the first with rows to mix.
+  both, found = more.take(more.begin(mer={"weight": 0.0}), 3)
   assert alone["mm/n_mixed"] == found["mm/n_mixed"] > 0
   np.testing.assert_allclose(alone["loss/mm"], found["loss/mm"], rtol=1e-5)
   net, other = (state.params["net"] for state in (one, both))
