@@ -11,13 +11,12 @@ Results on dsads and gesture_phase with time and device: docs/results.md.
 """
 
 from configs import common
+from mer_dg.experiments.door import FEATURES
 
 
 def get_config(target: str = ""):
   c = common.get_config()
   c.target = target
   c.data.name = "npz"
-  c.metric = "balanced_accuracy"
-  c.total_steps = 300
-  c.eval_every = 100
+  c.update(FEATURES)  # Metric and length of training; mer_dg.fit has the same.
   return c
