@@ -21,7 +21,7 @@ from mer_dg.data.dataset import Dataset
 from mer_dg.data.npz import load_npz
 from mer_dg.data.splits import every_domain
 from mer_dg.experiments.config import Config, ConfigError, as_dict, validate
-from mer_dg.experiments.model import Model
+from mer_dg.experiments.model import Model, load_model
 from mer_dg.experiments.setup import Setup, check, make_setup
 from mer_dg.experiments.tables import shown, train_table
 from mer_dg.experiments.workdir import Workdir
@@ -82,7 +82,7 @@ def fit(
     folder.check_data(data.version)
     with folder.writing("mer_dg.fit"):
       single.train(setup, folder)
-    return single.model(setup, folder)
+    return load_model(folder.path)
 
 
 def compare(

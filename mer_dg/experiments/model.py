@@ -17,6 +17,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from mer_dg.contracts import InputSpec, Network
 from mer_dg.data.arrays import to_arrays
@@ -98,8 +99,7 @@ class Model:
         a modality is present, unequal numbers of rows; the message names it.
     """
     logits = self._rows(inputs, lengths, present, lambda out: out.logits)
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return scipy.special.softmax(logits, axis=1)
 
   def predict(self, inputs: Mapping[str, Any], **how: Any) -> np.ndarray:
     """The likeliest class of each row, its name ``[N]``; see `predict_proba`."""
@@ -122,10 +122,7 @@ class Model:
     """
     rows = self._of_domain(data, domain)
     logits = self._dataset_rows(rows, lambda out: out.logits)
-    where = np.ones(len(rows), bool)
-    found = classification_metrics(
-      *map(jnp.asarray, (logits, self._labels(rows), where))
-    )
+    found = classification_metrics(jnp.asarray(logits), jnp.asarray(self._labels(rows)))
     return {name: float(value) for name, value in found.items()}
 
   def explain_modalities(

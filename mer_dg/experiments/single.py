@@ -218,7 +218,7 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
     for log in logs:
       log.close()
   if not (setup.backbones or setup.dataset.on_disk):
-    model(setup, workdir).save(workdir.path / "model")
+    _model(setup, workdir, run, state).save(workdir.path / "model")
   workdir.finish({own: run.trials}, steps)
   return state
 
@@ -273,19 +273,8 @@ def evaluate(setup: Setup, workdir: Workdir) -> dict[str, float]:
   return {"step": float(best), **metrics}
 
 
-def model(setup: Setup, workdir: Workdir) -> Model:
-  """The network that source validation selects, ready to predict.
-
-  Args:
-    setup: Of a set in memory.
-    workdir: A workdir in which it was trained.
-
-  Raises:
-    WorkdirError: If there is no checkpoint.
-    CheckpointError: If it cannot be read, or is not what was saved.
-  """
-  run = the_run(setup)
-  _, template, _ = _prepare(setup, run)
+def _model(setup: Setup, workdir: Workdir, run: Run, template: TrainState) -> Model:
+  """The network that source validation selects, ready to predict."""
   best, variables = _selected(setup, workdir, run, template)
   own = run_id(setup, run)
   (record,) = (r for r in workdir.records() if (r["run_id"], r["step"]) == (own, best))
