@@ -83,6 +83,9 @@ class Dataset(abc.ABC):
   def reader(self, *, train: bool, seed: int = 0) -> RowSource:
     """Row after row, for `stream.stream_batches` and `stream.stream_blocks`.
 
+    A row is made of new arrays each time: on a CPU a program may read them in place
+    after the next row was asked for.
+
     Args:
       train: Whether rows are augmented, where the set does that.
       seed: Of the augmentation.
