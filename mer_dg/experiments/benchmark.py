@@ -19,6 +19,7 @@ from mer_dg.experiments.board import Board
 from mer_dg.experiments.config import SUBSETS, Config, ConfigError, as_dict, validate
 from mer_dg.experiments.grid import trainings
 from mer_dg.experiments.hosts import is_first_host
+from mer_dg.experiments.linear import linear_first
 from mer_dg.experiments.search import final_runs, search_runs
 from mer_dg.experiments.setup import Setup, check, load_dataset, make_setup
 from mer_dg.experiments.tables import report, shown, train_table
@@ -83,6 +84,8 @@ def _train(
   for cell in cells:
     board.begin(cell.name)
     with cell.workdir.writing(command, cell.name):
+      if is_first_host():
+        linear_first(cell.setup, cell.workdir)
       _, began = train_table(cell.setup, cell.workdir, board.add)
       there = (cell.workdir.path / "report" / "report.md").exists()
       if is_first_host() and (began or not there):

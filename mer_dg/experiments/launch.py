@@ -18,7 +18,7 @@ from mer_dg.experiments.config import (
 )
 from mer_dg.experiments.diagnose import diagnose, to_markdown
 from mer_dg.experiments.hosts import is_first_host, this_host
-from mer_dg.experiments.linear import linear_models, to_text
+from mer_dg.experiments.linear import linear_first
 from mer_dg.experiments.setup import Setup, check, make_setup
 from mer_dg.experiments.summary import summary
 from mer_dg.experiments.tables import report, train_table
@@ -164,10 +164,7 @@ def _compute(setup: Setup, folder: Workdir, mode: str, name: str, command: str):
       single.train(setup, folder)
     else:
       if is_first_host():
-        linear = to_text(linear_models(setup), config.metric)
-        (folder.path / "report").mkdir(exist_ok=True)
-        write_atomic(folder.path / "report" / "linear.md", linear)
-        print(linear)
+        print(linear_first(setup, folder))
       train_table(setup, folder)
     return report(folder, config, name) if is_first_host() else ""
 

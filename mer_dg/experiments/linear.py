@@ -1,50 +1,30 @@
-"""What linear models make of the same splits: all modalities, each alone, averaged.
-
-No network is worth its name that does not beat them, and where all modalities together
-do worse on held-out domains than one alone, fusion overfits already here.
-"""
+"""What linear models make of the same splits: all modalities, each alone, averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+import json
 import warnings
 
 import numpy as np
-from tabulate import tabulate
 
 from mer_dg.data.dataset import ArrayDataset
 from mer_dg.data.evidence import spread
 from mer_dg.data.splits import Split
 from mer_dg.experiments.setup import Setup
+from mer_dg.experiments.workdir import Workdir, WorkdirError, read_object
+from mer_dg.protocol import write_atomic
+from mer_dg.reporting import linear as shown
+from mer_dg.reporting import pipe_table
+from mer_dg.reporting.linear import ALL, LATE, LinearModel
 
-ALL, LATE = "all modalities", "average of the single ones"
 # Rows that are fitted, numbers per row; a linear model of more takes minutes.
 _ROWS, _COLUMNS = 4000, 2000
 _SIDE = 8  # Of pictures, after averaging.
 _PARTS = 6  # Of a long sequence.
 
 
-class Row(NamedTuple):
-  """A linear model: means over tasks, and the target score of each.
-
-  Attributes:
-    name: `ALL`, `LATE` or a modality.
-    val: Mean source validation, 0 to 1.
-    target: ``{target: score}``.
-  """
-
-  name: str
-  val: float
-  target: Mapping[str, float]
-
-  @property
-  def mean(self) -> float:
-    """Over targets."""
-    return float(np.mean(list(self.target.values())))
-
-
-def linear_models(setup: Setup) -> list[Row]:
+def linear_models(setup: Setup) -> list[LinearModel]:
   """Logistic regressions (C = 0.1) on standardised inputs, from source rows alone.
 
   A sequence gives the mean, deviation, least and largest value and mean absolute step
@@ -66,55 +46,45 @@ def linear_models(setup: Setup) -> list[Row]:
     for name, (val, target) in _of_task(setup, dataset, features, split).items():
       scores.setdefault(name, []).append((task.target, val, target))
   return [
-    Row(name, float(np.mean([v for _, v, _ in found])), _by_target(found))
+    LinearModel(name, float(np.mean([v for _, v, _ in found])), _by_target(found))
     for name, found in scores.items()
   ]
 
 
-def to_text(rows: list[Row], metric: str) -> str:
-  """A table of the models, and what it says of fusion; "" without models."""
-  if not rows:
-    return ""
-  number = lambda x: f"{100 * x:.1f}"
-  targets = list(rows[0].target)
-  head = ["logistic regression on", "source val", "target", *targets]
-  body = [
-    [r.name, number(r.val), number(r.mean), *(number(r.target[t]) for t in targets)]
-    for r in rows
-  ]
-  lines = [
-    f"Linear models on the same splits, {metric.replace('_', ' ')} in %:",
-    "",
-    tabulate(body, head, tablefmt="github", disable_numparse=True),
-  ]
-  if said := fusion_says(rows):
-    lines += ["", said]
-  return "\n".join(lines) + "\n"
+def linear_first(setup: Setup, workdir: Workdir) -> str:
+  """Fits the models that a table begins with, unless they are there.
 
+  Args:
+    setup: Of the table.
+    workdir: Its folder; they go to `Workdir.linear`.
 
-def fusion_says(rows: list[Row]) -> str:
-  """Whether all modalities together do worse than the one that sources choose.
-
-  Example:
-    >>> rows = [Row(ALL, 0.9, {"d": 0.5}), Row("a", 0.8, {"d": 0.7})]
-    >>> fusion_says(rows)
-    "Fusion overfits: against 'a', the best single one on source validation, all
-    modalities are 10.0 points ahead there and 20.0 points behind on held-out domains."
+  Returns:
+    The table of them and what it says of fusion; "" if they were there, or there are
+    none.
   """
-  named = {row.name: row for row in rows}
-  if ALL not in named:
+  asked = [[t.target, list(t.sources)] for t in setup.tasks]
+  try:
+    there = workdir.linear.exists() and read_object(workdir.linear)["tasks"] == asked
+  except (WorkdirError, LookupError):
+    there = False
+  if there:
     return ""
-  single = max((r for r in rows if r.name not in (ALL, LATE)), key=lambda r: r.val)
-  inside = 100 * (named[ALL].val - single.val)
-  outside = 100 * (named[ALL].mean - single.mean)
-  side = lambda gap: f"{abs(gap):.1f} points {'ahead' if gap > 0 else 'behind'}"
-  facts = (
-    f"against {single.name!r}, the best single one on source validation, all "
-    f"modalities are {side(inside)} there and {side(outside)} on held-out domains."
-  )
-  if outside < -1 and inside > outside:
-    return f"Fusion overfits: {facts}"
-  return f"{facts[0].upper()}{facts[1:]}"
+  models, metric = linear_models(setup), setup.config.metric
+  stored = shown.to_json(models, metric) | {"tasks": asked}
+  write_atomic(workdir.linear, json.dumps(stored) + "\n")
+  if not models:
+    return ""
+  title = f"Linear models on the same splits, {metric.replace('_', ' ')} in %:"
+  said = shown.says(models)
+  return "\n\n".join([title, pipe_table(*shown.grid(models, metric)), said]).rstrip()
+
+
+def read_linear(workdir: Workdir, metric: str) -> list[LinearModel]:
+  """The models that a table began with; none if it has no readable file of them."""
+  try:
+    return shown.from_json(read_object(workdir.linear), metric)
+  except (OSError, WorkdirError, LookupError, TypeError, ValueError):
+    return []
 
 
 def _by_target(found) -> dict[str, float]:

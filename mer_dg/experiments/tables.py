@@ -15,6 +15,7 @@ from mer_dg import protocol
 from mer_dg.experiments.config import Config
 from mer_dg.experiments.grid import Grid, Wave, train_all, trainings
 from mer_dg.experiments.hosts import is_first_host, wait_for_all
+from mer_dg.experiments.linear import read_linear
 from mer_dg.experiments.runs import (
   Evaluation,
   Run,
@@ -29,7 +30,7 @@ from mer_dg.experiments.setup import Setup
 from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
 from mer_dg.protocol import Assignment, Record, append_records, write_atomic
 from mer_dg.protocol.records import Identity
-from mer_dg.reporting import write_report
+from mer_dg.reporting import group_of, write_report
 from mer_dg.training.parameters import save_parameters
 
 # Workdirs by name, in the order of a report.
@@ -175,10 +176,12 @@ def report(
   Raises:
     WorkdirError: If nothing was trained.
   """
-  records, left_out = [], []
+  records, left_out, linear = [], [], {}
   for table, folder in ({"": workdir} if tables is None else tables).items():
     some, notes = shown(folder)
     records += some
+    if some and (models := read_linear(folder, config.metric)):
+      linear[group_of(some[0])] = models
     left_out += [f"{table}: {note}" if table else note for note in notes]
   if records:
     return write_report(
@@ -191,6 +194,7 @@ def report(
       methods=() if config.target else config.methods,
       commands=workdir.commands,
       left_out=left_out,
+      linear=linear,
     )
   if not left_out:
     raise WorkdirError(f"{workdir.path} holds no records; train first.")

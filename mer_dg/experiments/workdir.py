@@ -299,6 +299,11 @@ class Workdir:
     """``alone.jsonl``: records of each modality trained alone, for a diagnosis."""
     return self._own("alone")
 
+  @property
+  def linear(self) -> Path:
+    """``linear.json``: what linear models score on the same splits."""
+    return self.path / "linear.json"
+
   def parameters(self, run: str) -> Path:
     """``checkpoints/<id of the run>.npz``: final parameters of a run of a table."""
     return self.path / "checkpoints" / f"{run}.npz"

@@ -29,6 +29,8 @@ from mer_dg.reporting import (
   tables,
   verdict,
 )
+from mer_dg.reporting import linear as linear_models
+from mer_dg.reporting.linear import LinearModel
 from mer_dg.reporting.maps import read_maps
 
 Group = tuple[str, tuple[str, ...], str]  # Dataset, modalities, protocol.
@@ -58,6 +60,7 @@ def write_report(
   inner: Iterable[AnyRecord] = (),
   rule: str = "source_val",
   methods: Sequence[str] = (),
+  linear: Mapping[Group, Sequence[LinearModel]] | None = None,
 ) -> str:
   """Writes ``report/``: ``index.html``, ``report.md``, ``table.{csv,tex}``, figures.
 
@@ -82,6 +85,7 @@ def write_report(
       them there is a table of leave-one-source-out selection.
     rule: Of the headline, one of `protocol.SOURCE_RULES`.
     methods: Those that were to run; what has no records is named.
+    linear: Linear models on the splits of a table, see `group_of`.
 
   Returns:
     The Markdown text, fit to be printed.
@@ -97,7 +101,7 @@ def write_report(
   groups: dict[Group, list[dict[str, Any]]] = {
     # With inner runs settings are what is still to be chosen.
     key: protocol.name_pairs(rows if inner else frame.name_settings(rows))
-    for key, rows in protocol.group_by(records, _group).items()
+    for key, rows in protocol.group_by(records, group_of).items()
   }
   for rows in groups.values():
     protocol.check_comparable(rows)  # All of them, before anything is written.
@@ -109,10 +113,11 @@ def write_report(
       metric,
       rule,
       reference,
-      [r for r in inner if _group(r) == key],
-      [r for r in history if _group(r) == key],
+      [r for r in inner if group_of(r) == key],
+      [r for r in history if group_of(r) == key],
       maps if maps is not None and maps.are_of(*key[:2]) else None,
       looks,
+      (linear or {}).get(key, ()),
     )
     for key, rows in groups.items()
   ]
@@ -155,7 +160,8 @@ def write_report(
   return text
 
 
-def _group(record: AnyRecord) -> Group:
+def group_of(record: AnyRecord) -> Group:
+  """The table that a record belongs to: data set, modalities, protocol."""
   assigned = record.get("protocol", protocol.PROTOCOLS[0])
   return record["dataset"], tuple(record["modalities"]), assigned
 
@@ -222,7 +228,9 @@ def _rendered(template: str, **shown: Any) -> str:
 class _Section:
   """All that is shown of one dataset, one set of modalities and one protocol."""
 
-  def __init__(self, records, metric, rule, reference, inner, history, maps, looks):
+  def __init__(
+    self, records, metric, rule, reference, inner, history, maps, looks, linear
+  ):
     rules = [rule, *(other for other in names.RULES if other != rule)]
     if not inner:
       rules.remove("leave_one_source_out")
@@ -233,7 +241,7 @@ class _Section:
     own = [m for m in methods if reference in (m, m.partition(" [")[0])]
     chosen = {r: frame.choose(records, r, metric=metric, inner=inner) for r in rules}
     self.records, self.history, self.maps, self.looks = records, history, maps, looks
-    self.rule, self.metric = rule, metric
+    self.rule, self.metric, self.linear = rule, metric, linear
     self.reference = own[0] if own else reference
     self.frames = {r: frame.to_frame(rows) for r, rows in chosen.items()}
     self.tables = {}
@@ -290,6 +298,13 @@ class _Section:
 
     def legend(methods: Iterable[str]) -> Figure:
       return figures.key_figure(figures.named(looks, methods))
+
+    if self.linear:
+      first = next((row for row in table.rows if row.method == self.reference), None)
+      mean = first.mean.mean if first and first.mean else None
+      out["linear"] = linear_models.grid(self.linear, metric)
+      out["overfits"] = linear_models.says(self.linear)
+      out["behind"] = linear_models.behind(self.linear, mean, metric)
 
     few = self._telling()
     out["many"] = len(table.scores) > figures.MANY

@@ -5,7 +5,8 @@ import pytest
 
 from configs import features
 from mer_dg.experiments import make_setup, validate
-from mer_dg.experiments.linear import ALL, LATE, linear_models, to_text
+from mer_dg.experiments.linear import linear_models
+from mer_dg.reporting.linear import ALL, LATE, behind, says
 
 
 def _arrays(n=360, shift=4.0):
@@ -48,8 +49,10 @@ def test_rows_and_what_they_find(models):
   # Held out, "c" shows the class by another place.
   assert found["place"].target["c"] < 0.05
   assert found["place"].val > 0.6
-  text = to_text(list(found.values()), "accuracy")
-  assert "| all modalities" in text
+  models = list(found.values())
+  assert not behind(models, found[ALL].mean, "accuracy")
+  said = behind(models, found[ALL].mean - 0.1, "accuracy")
+  assert said.startswith("It is 10.0 points behind a logistic regression")
 
 
 def test_fusion_that_overfits_is_said(models):
@@ -57,7 +60,7 @@ def test_fusion_that_overfits_is_said(models):
   found = models(arrays, targets=("c",), sources=("a", "b"))
   assert found[ALL].val >= found["own"].val
   assert found[ALL].mean < found["own"].mean - 0.2
-  said = to_text([found[ALL], found["own"]], "accuracy")
+  said = says([found[ALL], found["own"]])
   assert "Fusion overfits: against 'own'" in said
 
 

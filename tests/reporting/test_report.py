@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mer_dg import protocol, reporting
-from mer_dg.reporting import maps, provenance, report
+from mer_dg.reporting import linear, maps, provenance, report
 from tests.reporting.test_golden import FOLDER
 
 VOID = {"meta", "br", "hr", "img"}
@@ -371,6 +371,28 @@ def test_ranks_are_over_one_table_of_each_set(experiment):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn")
+def test_linear_models_stand_beside_the_networks(tmp_path, experiment):
+  rows, targets = list(experiment), sorted({r["target"] for r in experiment})
+  table = reporting.group_of(rows[0])
+  score = lambda x: dict.fromkeys(targets, x)
+  models = [
+    linear.LinearModel(linear.ALL, 0.9, score(0.95)),
+    linear.LinearModel("audio", 0.8, score(0.98)),
+  ]
+  text = reporting.write_report(tmp_path, rows, linear={table: models})
+  assert "### Linear models on the same splits" in text
+  assert re.search(r"audio *\| *98\.0", text)
+  assert "Fusion overfits: against 'audio'" in text
+  assert re.search(r"ERM: it is \d+\.\d points behind a logistic regression", text)
+  summary = (tmp_path / "report" / "summary.txt").read_text()
+  assert "behind a logistic regression" in " ".join(summary.split())
+  assert "Linear models" in (tmp_path / "report" / "index.html").read_text()
+  # Of another table they are not shown.
+  other = (table[0], (*table[1], "more"), table[2])
+  assert "Linear" not in reporting.write_report(tmp_path, rows, linear={other: models})
+
+
 def test_what_is_missing_is_named(tmp_path, experiment):
   last = [r for r in experiment if r["step"] == 20]
   part = [r for r in last if (r["method"], r["target"]) != ("mer", "b")]
