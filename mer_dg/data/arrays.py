@@ -18,6 +18,11 @@ from mer_dg.data.sampling import Pool, draw_batch
 _QUARTILES, _P90, _P99 = 1.349, 3.290, 5.152
 
 
+# Rows per evaluation block: large enough to keep a device busy, small enough
+# that a hundred vmapped runs of a conv encoder fit in memory.
+EVAL_BLOCK = 256
+
+
 class Arrays(NamedTuple):
   """A dataset as plain arrays, ready to live on a device.
 
@@ -147,7 +152,9 @@ def _mean_and_deviation(x: np.ndarray, rows: np.ndarray):
   return mean, np.sqrt(np.maximum(square / count - mean**2, 0.0))
 
 
-def eval_blocks(rows: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+def eval_blocks(
+  rows: np.ndarray, block: int = EVAL_BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
   """Rows cut into blocks of one size: ``(rows [n, block], mask [n, block])``."""
   count = max(-(-len(rows) // block), 1)
   mask = np.arange(count * block) < len(rows)

@@ -280,6 +280,22 @@ class ArrayDataset(Dataset):
     )
 
 
+def check_is_dataset(data: Any) -> None:
+  """Raises `DataError` for what a user may give in the place of a dataset.
+
+  Example:
+    >>> check_is_dataset("set.npz")
+    Traceback (most recent call last):
+    mer_dg.data.dataset.DataError: data must be a Dataset, got str: ...
+  """
+  if not isinstance(data, Dataset):
+    raise DataError(
+      f"data must be a Dataset, got {type(data).__name__}: "
+      "mer_dg.Dataset.from_arrays({modality: array}, label=..., domain=...) or "
+      'mer_dg.load_dataset("set.npz") make one.'
+    )
+
+
 def make_dataset(
   *,
   name: str,
@@ -550,7 +566,7 @@ def _check_finite(name, m, array, present, lengths) -> None:
   if bad.size:
     raise DataError(
       f"{name}: {m!r} holds NaN or infinity in row {bad[0]} ({bad.size} rows in all)."
-      f" Mark rows that lack the modality in {m}_present."
+      f" Mark rows that lack it: {m}_present of a set, present of predict."
     )
 
 

@@ -38,7 +38,7 @@ from mer_dg.experiments.representation import (
   representation,
 )
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_id
-from mer_dg.experiments.setup import EVAL_BLOCK, Setup, asked, make_setup
+from mer_dg.experiments.setup import Setup, asked, make_setup
 from mer_dg.experiments.stress import Stress
 from mer_dg.experiments.tables import train_missing, train_table
 from mer_dg.experiments.workdir import Workdir, read_lines
@@ -293,7 +293,7 @@ class _Examiner:
     parts = [*split.train.values(), *split.val.values(), split.test]
     source = [*range(len(split.train)), *range(len(split.val)), -1]
     sizes = [len(part) for part in parts]
-    rows, mask = eval_blocks(np.concatenate(parts), EVAL_BLOCK)
+    rows, mask = eval_blocks(np.concatenate(parts))
     flags = [i < len(split.train) for i in range(len(parts))]
     domain, train = np.full(rows.size, -1, np.int32), np.zeros(rows.size, bool)
     domain[: sum(sizes)] = np.repeat(source, sizes)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from mer_dg.data.dataset import Dataset
+from mer_dg.data.dataset import Dataset, check_is_dataset
 from mer_dg.data.npz import load_npz
 from mer_dg.data.splits import every_domain
 from mer_dg.experiments.config import Config, ConfigError, as_dict, validate
@@ -71,6 +71,7 @@ def fit(
   """
   from mer_dg.experiments import single  # Orbax and Grain.
 
+  check_is_dataset(data)
   if held_out is not None:
     data.domain_id(held_out)  # Raises, naming the domains there are.
   fields = {"target": held_out or data.domain_names[0], "method": method, "seed": seed}
@@ -110,6 +111,7 @@ def compare(
   Returns:
     A data frame with a row for each method; ``.report(folder)`` writes the page.
   """
+  check_is_dataset(data)
   seeds = range(seeds) if isinstance(seeds, int) else seeds
   fields: dict[str, Any] = {"seeds": tuple(seeds), "targets": tuple(held_out)}
   if methods is not None:
@@ -186,7 +188,7 @@ def _config(data: Dataset, fields: Mapping[str, Any]) -> Config:
     for group in groups:
       at = at.get(group) if isinstance(at, dict) else None
     if not isinstance(at, dict) or last not in at:
-      raise ConfigError(f"config: {name!r} is not a field; docs/config.md has them.")
+      raise ConfigError(f"config: {name!r} is not a field; `mer-dg --help` lists them.")
     at[last] = value
   return validate(given)
 

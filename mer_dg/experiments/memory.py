@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mer_dg.experiments.setup import EVAL_BLOCK, Setup, first_state
+from mer_dg.data.arrays import EVAL_BLOCK
+from mer_dg.experiments.setup import Setup, first_state
 
 # Runs trained at once where the config leaves it open and memory does not bound it. On
 # two CPU cores 1 to 64 runs at once are about equally fast (benchmarks/resident.py

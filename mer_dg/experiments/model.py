@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -20,8 +20,14 @@ import numpy as np
 import scipy.special
 
 from mer_dg.contracts import InputSpec, Network
-from mer_dg.data.arrays import to_arrays
-from mer_dg.data.dataset import ArrayDataset, DataError, Dataset, make_dataset
+from mer_dg.data.arrays import EVAL_BLOCK, Arrays, eval_blocks, to_arrays
+from mer_dg.data.dataset import (
+  ArrayDataset,
+  DataError,
+  Dataset,
+  check_is_dataset,
+  make_dataset,
+)
 from mer_dg.data.waveform import log_bands
 from mer_dg.evaluation import classification_metrics
 from mer_dg.networks import make_network
@@ -30,8 +36,6 @@ from mer_dg.protocol import write_atomic
 # Of the files that `Model.save` writes. A reader refuses a larger number.
 FORMAT = 1
 _DESCRIPTION, _WEIGHTS = "model.json", "weights.safetensors"
-# Rows that go through the network at once; the last block is filled up.
-_BLOCK = 256
 
 
 class ModelError(ValueError):
@@ -44,7 +48,7 @@ class Model:
 
   From `fit` or `load_model`. Inputs are ``{modality: array [N, ...]}`` as in training:
   any real dtype; a modality that is left out counts as missing in every row. Nothing
-  but `_BLOCK` rows at a time leaves the host, so arrays may be memory-mapped.
+  but `EVAL_BLOCK` rows at a time leaves the host, so arrays may be memory-mapped.
 
   Attributes:
     specs: ``{modality: (kind, shape of one row as the network takes it, padded?)}``.
@@ -96,7 +100,8 @@ class Model:
 
     Raises:
       DataError: No or an unknown modality, rows of another shape, NaN or infinity where
-        a modality is present, unequal numbers of rows; the message names it.
+        a modality is present, unequal numbers of rows, a row that lacks every modality;
+        the message names it.
     """
     logits = self._rows(inputs, lengths, present, lambda out: out.logits)
     return scipy.special.softmax(logits, axis=1)
@@ -105,9 +110,15 @@ class Model:
     """The likeliest class of each row, its name ``[N]``; see `predict_proba`."""
     return np.array(self.class_names)[self.predict_proba(inputs, **how).argmax(axis=1)]
 
-  def embed(self, inputs: Mapping[str, Any], **how: Any) -> dict[str, np.ndarray]:
+  def embed(
+    self,
+    inputs: Mapping[str, Any],
+    *,
+    lengths: Mapping[str, Any] | None = None,
+    present: Mapping[str, Any] | None = None,
+  ) -> dict[str, np.ndarray]:
     """``{modality: [N, D_m]}``, zeros where one is missing; see `predict_proba`."""
-    found = self._rows(inputs, how.get("lengths"), how.get("present"), _embeddings)
+    found = self._rows(inputs, lengths, present, _embeddings)
     return {m: found[m] for m in self.specs}
 
   def evaluate(self, data: Dataset, domain: str | None = None) -> dict[str, float]:
@@ -207,34 +218,62 @@ class Model:
 
   def _rows(self, inputs, lengths, present, take) -> Any:
     """What ``take`` takes of the outputs on rows that have no label."""
-    arrays = {m: np.asanyarray(a) for m, a in inputs.items()}
-    known = ", ".join(self.modalities)
-    if unknown := [m for m in arrays if m not in self.specs]:
-      raise DataError(f"inputs: {unknown[0]!r} is no modality; the model has {known}.")
+    arrays, flags = self._given("inputs", inputs), self._given("present", present or {})
+    lengths = self._given("lengths", lengths or {})
     if not arrays:
-      raise DataError(f"inputs: no modality is given; the model has {known}.")
-    sizes = {m: len(a) if a.ndim else 0 for m, a in arrays.items()}
+      raise DataError(
+        f"inputs: no modality is given; the model has {', '.join(self.modalities)}."
+      )
+    sizes = {m: len(a) for m, a in arrays.items()}
     count = next(iter(sizes.values()))
     if set(sizes.values()) != {count}:
       raise DataError(f"inputs: unequal numbers of rows: {sizes}.")
-    for name, given in (("lengths", lengths), ("present", present)):
-      if unknown := [m for m in given or {} if m not in arrays]:
-        raise DataError(f"{name}: {unknown[0]!r} is not in inputs {tuple(arrays)}.")
+    for name, of_rows in (("lengths", lengths), ("present", flags)):
+      for m, a in of_rows.items():
+        if m not in arrays:
+          raise DataError(f"{name}: {m!r} is not in inputs {tuple(arrays)}.")
+        if a.shape != (count,):
+          raise DataError(f"{name}: {m!r} must be [{count}], got shape {a.shape}.")
+    if arrays.keys() <= flags.keys():
+      lost = np.flatnonzero(~np.any([flags[m] for m in arrays], axis=0))
+      if lost.size:
+        raise DataError(
+          f"present: row {lost[0]} lacks every modality ({lost.size} rows in all)."
+        )
     if not count:  # One row that is dropped again: shapes come from somewhere.
       arrays = {m: np.zeros((1, *a.shape[1:]), a.dtype) for m, a in arrays.items()}
-      lengths = present = None
-    parts = []
-    for start in range(0, max(count, 1), _BLOCK):
-      stop = start + _BLOCK
-      block = lambda tree, start=start, stop=stop: {
-        m: np.asanyarray(a)[start:stop] for m, a in (tree or {}).items()
-      }
-      rows = self._as_dataset(block(arrays), block(lengths), block(present), start)
-      parts.append(self._dataset_rows(rows, take))
-    return jax.tree.map(lambda *a: np.concatenate(a)[:count], *parts)
+      lengths, flags = {}, {}
 
-  def _as_dataset(self, inputs, lengths, present, start: int) -> ArrayDataset:
-    """A block of rows without labels as a dataset, every modality in place."""
+    def part(rows: np.ndarray) -> ArrayDataset:
+      block = (
+        {m: a[rows] for m, a in tree.items()} for tree in (arrays, lengths, flags)
+      )
+      return self._as_dataset(*block, name=f"inputs[{rows[0]}:{rows[-1] + 1}]")
+
+    out = self._in_blocks(max(count, 1), part, take)
+    return jax.tree.map(lambda a: a[:count], out)
+
+  def _given(self, name: str, tree: Any) -> dict[str, np.ndarray]:
+    """``{modality: array}`` as a user gives it, each with an axis of rows."""
+    known, arrays = ", ".join(self.modalities), {}
+    if not isinstance(tree, Mapping):
+      raise DataError(
+        f"{name} must be {{modality: array [N, ...]}}, got {type(tree).__name__}; the "
+        f"model has {known}."
+      )
+    for m, given in tree.items():
+      if m not in self.specs:
+        raise DataError(f"{name}: {m!r} is no modality; the model has {known}.")
+      try:
+        arrays[m] = np.asanyarray(given)
+      except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(f"{name}: {m!r} is no array: {error}") from error
+      if not arrays[m].ndim:
+        raise DataError(f"{name}: {m!r} has no rows: {type(given).__name__}.")
+    return arrays
+
+  def _as_dataset(self, inputs, lengths, present, *, name: str) -> ArrayDataset:
+    """Rows without labels as a dataset, every modality in place."""
     n = len(next(iter(inputs.values())))
     arrays, here = {}, {}
     for m, spec in self.specs.items():
@@ -256,7 +295,7 @@ class Model:
       if spec.kind == "sequence" and spec.masked:
         arrays[m] = _padded(arrays[m], shape[0])
     return make_dataset(
-      name=f"inputs from row {start}", inputs=arrays, present=here,
+      name=name, inputs=arrays, present=here,
       kinds={m: spec.kind for m, spec in self.specs.items()},
       label=np.zeros(n, np.int32), domain=np.zeros(n, np.int32),
       class_names=self.class_names, domain_names=["new"],
@@ -276,7 +315,28 @@ class Model:
     return bands, {**lengths, m: frames}
 
   def _dataset_rows(self, data: ArrayDataset, take) -> Any:
-    """What ``take`` takes of the outputs on the rows of a dataset, block by block."""
+    """What ``take`` takes of the outputs on the rows of a dataset."""
+    return self._in_blocks(len(data), data.take, take)
+
+  def _in_blocks(
+    self, count: int, part: Callable[[np.ndarray], ArrayDataset], take
+  ) -> Any:
+    """What ``take`` takes of the outputs on rows 0 to ``count``, cut into blocks.
+
+    ``part(rows)`` makes the dataset of a block. The last block is filled up, so that
+    one program serves any number of rows.
+    """
+    outs = []
+    for rows, mask in zip(*eval_blocks(np.arange(count)), strict=True):
+      arrays = self._fitting(part(rows[mask]))
+      fill = np.minimum(np.arange(EVAL_BLOCK), mask.sum() - 1)
+      pick = lambda tree, fill=fill: {m: tree[m][fill] for m in self.specs}
+      out = take(self._apply(self.variables, pick(arrays.inputs), pick(arrays.present)))
+      outs.append(jax.tree.map(lambda a, mask=mask: np.asarray(a)[mask], out))
+    return jax.tree.map(lambda *a: np.concatenate(a), *outs)
+
+  def _fitting(self, data: ArrayDataset) -> Arrays:
+    """Arrays of rows that have the shapes which the network takes."""
     arrays = to_arrays(data)
     for m, spec in self.specs.items():
       own = arrays.inputs[m].shape[1:]
@@ -285,16 +345,10 @@ class Model:
           f"{data.name}: {m!r} has rows of shape {own}, the model takes {spec.shape} "
           f"({spec.kind}{', padded' * spec.masked})."
         )
-    parts, count = [], len(data)
-    for start in range(0, count, _BLOCK):
-      rows = np.minimum(np.arange(start, start + _BLOCK), count - 1)
-      pick = lambda tree, rows=rows: {m: tree[m][rows] for m in self.specs}
-      out = take(self._apply(self.variables, pick(arrays.inputs), pick(arrays.present)))
-      kept = min(_BLOCK, count - start)
-      parts.append(jax.tree.map(lambda a, kept=kept: np.asarray(a)[:kept], out))
-    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+    return arrays
 
   def _of_domain(self, data: Dataset, domain: str | None) -> ArrayDataset:
+    check_is_dataset(data)
     if missing := [m for m in self.specs if m not in data.modalities]:
       raise DataError(f"{data.name} lacks the modalities {missing} of the model.")
     rows = data.in_memory().select_modalities(self.modalities)

@@ -45,9 +45,6 @@ from mer_dg.training.step import Step, make_train_step
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).
 _AUTO_BATCH = 96
-# Rows per evaluation block: large enough to keep a device busy, small enough
-# that a hundred vmapped runs of a conv encoder fit in memory.
-EVAL_BLOCK = 256
 
 
 def load_dataset(data: DataFields, max_damaged: float = MAX_DAMAGED) -> Dataset:
@@ -346,7 +343,7 @@ def task_arrays(setup: Setup, task: Assignment) -> TaskArrays:
   source = np.repeat(np.arange(len(val)), [len(v) for v in val])
   rows = np.concatenate([np.concatenate(val)[order], split.test])
   domain = np.concatenate([source[order], np.full(len(split.test), -1)])
-  blocks, mask = eval_blocks(rows, EVAL_BLOCK)
+  blocks, mask = eval_blocks(rows)
   padded = np.full(blocks.size, -1, np.int32)
   padded[: len(domain)] = domain
   return TaskArrays(

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from mer_dg.contracts import Network
-from mer_dg.data.arrays import put, to_arrays
+from mer_dg.data.arrays import EVAL_BLOCK, put, to_arrays
 from mer_dg.data.logmel import HOP_S
 from mer_dg.evaluation import CORRUPTIONS, SEVERITIES, corrupt
 from mer_dg.evaluation.evaluators import HEADLINE, Evaluator, make_evaluate
-from mer_dg.experiments.setup import EVAL_BLOCK, Setup
+from mer_dg.experiments.setup import Setup
 from mer_dg.protocol import Assignment
 
 

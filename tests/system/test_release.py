@@ -1,12 +1,15 @@
 """Sdist to wheel to an empty environment to a table: what a user gets."""
 
 import os
+from pathlib import Path
+import shutil
 import subprocess
 import sys
 import zipfile
 
 import pytest
 
+import mer_dg
 from tests.test_main import FLAGS
 
 pytestmark = pytest.mark.slow
@@ -58,8 +61,29 @@ def test_the_wheel_holds_the_package_and_its_configs(wheel):
   }
 
 
-def test_an_empty_environment_trains_a_table_in_an_empty_folder(wheel, tmp_path):
-  _run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
+def _interpreter(version: str) -> str:
+  """A Python of this version: the running one, on the path or pyenv's; or a skip."""
+  if sys.version_info[:2] == tuple(map(int, version.split("."))):
+    return sys.executable
+  root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+  found = [
+    shutil.which(f"python{version}"),
+    *root.glob(f"versions/{version}.*/bin/python"),
+  ]
+  says = "import ensurepip, sys; print('%d.%d' % sys.version_info[:2])"
+  for path in filter(None, found):  # A shim of pyenv is there without its Python.
+    words = [str(path), "-c", says]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    if said.stdout.strip() == version:
+      return str(path)
+  pytest.skip(f"no Python {version} on this machine")
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_an_empty_environment_trains_a_table_in_an_empty_folder(
+  wheel, tmp_path, version
+):
+  _run(_interpreter(version), "-m", "venv", "venv", cwd=tmp_path)
   programs = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
   python, command = programs / "python", programs / "mer-dg"
   _run(python, "-m", "pip", "install", "-q", wheel, cwd=tmp_path)
@@ -69,10 +93,11 @@ def test_an_empty_environment_trains_a_table_in_an_empty_folder(wheel, tmp_path)
   _run(python, "-m", "pip", "check", cwd=tmp_path)
   empty = tmp_path / "empty"
   empty.mkdir()
-  assert _run(command, "--version", cwd=empty).startswith("mer-dg ")
+  assert _run(command, "--version", cwd=empty) == f"mer-dg {mer_dg.__version__}\n"
   words = ("--config=cooccurrence", "--config.seeds=2", "--workdir=w", *FLAGS)
   out = _run(command, *words, "--config.methods=('erm','mer_kde')", cwd=empty)
   assert f"Workdir: {empty / 'w'}" in out
+  assert out.endswith(f"Report: {empty / 'w' / 'report' / 'index.html'}\n")
   assert (empty / "w" / "report" / "index.html").stat().st_size > 10_000
   assert "mer-dg --config=cooccurrence" in (empty / "w" / "commands.txt").read_text()
   _run(python, "-m", "mer_dg", "--workdir=w", "--mode=report", cwd=empty)
