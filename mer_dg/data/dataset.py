@@ -30,7 +30,7 @@ class DataError(ValueError):
   """Bad data: the message names the file or set, the array and the row."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Dataset(abc.ABC):
   """A multimodal classification set with domains; where its inputs are is its affair.
 
@@ -155,7 +155,12 @@ class Dataset(abc.ABC):
     """
     from mer_dg.data.npz import from_arrays  # It knows this module.
 
-    label = np.asarray(label)
+    if not isinstance(inputs, Mapping) or not inputs:
+      raise DataError(
+        f"{name}: inputs must be {{modality: array [N, ...]}}, got "
+        f"{'none' if isinstance(inputs, Mapping) else type(inputs).__name__}."
+      )
+    label, domain = _names(label), _names(domain)
     if label.dtype.kind in "US":
       more["class_names"], label = np.unique(label, return_inverse=True)
     given = {"modalities": list(inputs), **inputs, "label": label, "domain": domain}
@@ -163,6 +168,13 @@ class Dataset(abc.ABC):
 
   def __len__(self) -> int:
     return len(self.label)
+
+  def __repr__(self) -> str:
+    shapes = ", ".join(f"{m} {list(s.shape)}" for m, s in self.specs.items())
+    return (
+      f"{type(self).__name__}({self.name!r}: {len(self)} rows, {shapes}; "
+      f"{self.num_classes} classes, {self.num_domains} domains)"
+    )
 
   @functools.cached_property
   def warnings(self) -> list[str]:
@@ -192,7 +204,7 @@ class Dataset(abc.ABC):
     return self.domain_names.index(name)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ArrayDataset(Dataset):
   """A set held in memory.
 
@@ -280,6 +292,13 @@ class ArrayDataset(Dataset):
     )
 
 
+def _names(column: Any) -> np.ndarray:
+  """A column of a table; pandas keeps strings as objects."""
+  column = np.asarray(column)
+  texts = column.dtype.kind in "OT" and all(isinstance(v, str) for v in column.flat)
+  return column.astype(str) if texts and column.size else column
+
+
 def check_is_dataset(data: Any) -> None:
   """Raises `DataError` for what a user may give in the place of a dataset.
 
@@ -347,8 +366,8 @@ def make_dataset(
     >>> d = make_dataset(name="toy", inputs={"a": np.zeros((4, 2), np.float32)},
     ...                  label=[0, 1, 0, 1], domain=[0, 0, 1, 1],
     ...                  class_names=["x", "y"], domain_names=["p", "q"])
-    >>> d.kinds["a"], len(d)
-    ('vector', 4)
+    >>> d
+    ArrayDataset('toy': 4 rows, a [2]; 2 classes, 2 domains)
   """
   if not inputs:
     raise DataError(f"{name}: no modalities.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import contextlib
-import dataclasses
 import io
 import os
 from pathlib import Path
@@ -88,10 +87,10 @@ def fit(
 
 def compare(
   data: Dataset,
-  methods: Sequence[str] | None = None,
+  methods: str | Sequence[str] | None = None,
   *,
   seeds: int | Sequence[int] = 3,
-  held_out: Sequence[str] = (),
+  held_out: str | Sequence[str] = (),
   config: Mapping[str, Any] | None = None,
   workdir: str | os.PathLike[str] | None = None,
   progress: bool = True,
@@ -112,10 +111,11 @@ def compare(
     A data frame with a row for each method; ``.report(folder)`` writes the page.
   """
   check_is_dataset(data)
-  seeds = range(seeds) if isinstance(seeds, int) else seeds
-  fields: dict[str, Any] = {"seeds": tuple(seeds), "targets": tuple(held_out)}
+  names = lambda given: (given,) if isinstance(given, str) else tuple(given)
+  fields: dict[str, Any] = {"targets": names(held_out)}
+  fields["seeds"] = tuple(range(seeds)) if isinstance(seeds, int) else seeds
   if methods is not None:
-    fields["methods"] = tuple(methods)
+    fields["methods"] = names(methods)
   checked = _config(data, {**(config or {}), **fields})
   setup = make_setup(checked, data)
   check(setup)
@@ -195,11 +195,10 @@ def _config(data: Dataset, fields: Mapping[str, Any]) -> Config:
 
 def _everywhere(config: Config, data: Dataset) -> Setup:
   """A setup that trains on every domain and tests on none."""
-  setup = make_setup(config, data)
   split = every_domain(
     data, split_seed=config.split_seed, val_fraction=config.data.val_fraction
   )
-  return dataclasses.replace(setup, folds={Assignment(split.target, ()): split})
+  return make_setup(config, data, {Assignment(split.target, ()): split})
 
 
 @contextlib.contextmanager

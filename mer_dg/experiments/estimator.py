@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+  check_consistent_length,
+  check_is_fitted,
+  validate_data,
+)
 
-from mer_dg.data.dataset import Dataset
+from mer_dg.data.dataset import make_dataset
 from mer_dg.experiments.door import fit
 from mer_dg.experiments.model import Model
 
@@ -53,14 +57,16 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
     self.classes_, label = np.unique(y, return_inverse=True)
     if len(self.classes_) < 2:
       raise ValueError("y has one class; classifiers need two classes or more.")
-    domains = np.zeros(len(X), int) if domains is None else np.asarray(domains)
-    data = Dataset.from_arrays(
-      self._inputs(X),
-      label=label,
-      domain=domains,
-      class_names=[str(k) for k in range(len(self.classes_))],
-      name="X",
+    check_consistent_length(X, domains)
+    place, domain = np.unique(
+      np.zeros(len(X), int) if domains is None else domains, return_inverse=True
     )
+    inputs = self._inputs(X)
+    data = make_dataset(
+      name="X", inputs=inputs, kinds=dict.fromkeys(inputs, "vector"),
+      label=label, class_names=[str(k) for k in range(len(self.classes_))],
+      domain=domain, domain_names=[str(d) for d in place],
+    )  # fmt: skip
     self.model_: Model = fit(
       data,
       self.method,
@@ -78,7 +84,8 @@ class MultimodalClassifier(ClassifierMixin, BaseEstimator):
 
   def predict(self, X) -> np.ndarray:
     """The likeliest class of each row."""
-    return self.classes_[self.predict_proba(X).argmax(axis=1)]
+    probability = self.predict_proba(X)  # It says so where nothing was fitted.
+    return self.classes_[probability.argmax(axis=1)]
 
   def _inputs(self, X: np.ndarray) -> dict[str, np.ndarray]:
     columns = self.modalities or {"X": slice(None)}

@@ -210,6 +210,10 @@ class Model:
     write_atomic(Path(path), bytes(exported.serialize()))
     return Path(path)
 
+  def __reduce__(self):
+    # Programs that were compiled for it cannot be copied, and are not needed.
+    return Model, tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+
   def __repr__(self) -> str:
     said = ", ".join(f"{k}={v!r}" for k, v in self.about.items() if k != "scores")
     return (

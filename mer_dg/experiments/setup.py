@@ -158,12 +158,17 @@ class Setup:
     return share
 
 
-def make_setup(config: Config, dataset: Dataset | None = None) -> Setup:
+def make_setup(
+  config: Config,
+  dataset: Dataset | None = None,
+  folds: Mapping[Assignment, Split] | None = None,
+) -> Setup:
   """Loads the data of a config, makes its networks and splits.
 
   Args:
     config: From `validate`.
     dataset: Its dataset, for a caller who has it already.
+    folds: Its splits, for a caller whose tasks are no protocol's.
 
   Raises:
     ConfigError: A network that does not fit the data, or no task.
@@ -192,7 +197,7 @@ def make_setup(config: Config, dataset: Dataset | None = None) -> Setup:
     backbones,
     pretrained.weight_hashes(config, backbones),
     networks,
-    _folds(config, dataset),
+    _folds(config, dataset) if folds is None else folds,
   )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import mer_dg
 from mer_dg.data import DataError
-from mer_dg.experiments import ConfigError
+from mer_dg.experiments import ConfigError, door
 from mer_dg.experiments.model import FORMAT, ModelError
 
 SHORT = {
@@ -43,7 +43,7 @@ def data():
   return mer_dg.Dataset.from_arrays(
     _rows(0, LABELS),
     label=np.array(["run", "sit", "walk"])[LABELS],
-    domain=np.array(["lab", "home", "street"])[np.arange(ROWS) % 3],
+    domain=np.array(["lab", "home", "street"], object)[np.arange(ROWS) % 3],  # pandas'
     sequence_len=LENGTHS,
     name="toy",
   )
@@ -131,11 +131,37 @@ def test_shapley_values_add_up(data, model):
     ({"vector": np.full((2, 5), np.nan)}, "'vector' holds NaN or infinity in row 0"),
     ({"vector": np.array([["a"] * 5])}, "'vector' must hold numbers"),
     ({"vector": np.ones((2, 5)), "image": np.ones((3, 6, 6), np.uint8)}, "unequal"),
+    (np.ones((2, 5)), "inputs must be {modality: array .*got ndarray; the model has"),
+    ({"vector": np.ones((2, 5)), "image": None}, "'image' has no rows: NoneType"),
+    ({"vector": [[1.0, 2.0], [3.0]]}, "'vector' is no array"),
   ],
 )
 def test_bad_input_is_named(model, inputs, said):
   with pytest.raises(DataError, match=said):
     model.predict_proba(inputs)
+
+
+@pytest.mark.parametrize(
+  ("how", "said"),
+  [
+    ({"present": {"vector": [True]}}, r"present: 'vector' must be \[300\], got"),
+    ({"lengths": {"vector": 3}}, "lengths: 'vector' has no rows: int"),
+    ({"lengths": {"image": [3]}}, r"lengths: 'image' is not in inputs \('vector',\)"),
+    # Alike wherever they stand: in a block of their own, or among others.
+    (
+      {"present": {"vector": np.arange(300) < 256}},
+      r"row 256 lacks every modality \(44 rows in all\)",
+    ),
+    (
+      {"present": {"vector": np.arange(300) != 7}},
+      r"row 7 lacks every modality \(1 rows in all\)",
+    ),
+  ],
+)
+def test_bad_flags_and_lengths_are_named(model, how, said):
+  for call in (model.predict, model.embed):
+    with pytest.raises(DataError, match=said):
+      call({"vector": np.ones((300, 5))}, **how)
 
 
 def test_saved_and_loaded_says_the_same(model, folder, tmp_path):
@@ -190,6 +216,16 @@ def test_all_domains_can_train(data):
   assert model.evaluate(data)["accuracy"] > 0.6
 
 
+def test_a_class_of_one_domain_alone_trains_everywhere():
+  label = np.where(np.arange(60) < 20, np.arange(60) % 3, np.arange(60) % 2)
+  made = mer_dg.Dataset.from_arrays(
+    {"v": np.arange(180.0).reshape(60, 3)}, label=label, domain=np.arange(60) // 20
+  )
+  config = door._config(made, {"target": "0"})
+  (split,) = door._everywhere(config, made).folds.values()
+  assert {2} <= {*label[np.concatenate([*split.train.values()])]}
+
+
 def test_compare_is_a_frame_and_a_report(data, tmp_path, capsys):
   table = mer_dg.compare(
     data, ["erm", "heads"], seeds=2, held_out=["lab", "home"], config=SHORT,
@@ -213,6 +249,16 @@ def test_compare_is_a_frame_and_a_report(data, tmp_path, capsys):
     (lambda d: mer_dg.fit(d, config={"optimizer.x": 1}), ConfigError, "is not a field"),
     (lambda d: mer_dg.fit(d, config={"seed.x": 1}), ConfigError, "is not a field"),
     (lambda d: mer_dg.compare(d, ["no"]), ConfigError, "method 'no' is not one of"),
+    (lambda d: mer_dg.compare(d, "no"), ConfigError, "method 'no' is not one of"),
+    (lambda d: mer_dg.compare(d, held_out="moon"), DataError, "'moon' is not one of"),
+    (lambda d: mer_dg.compare(d, seeds=1.5), ConfigError, r"config.seeds=1.5 must be"),
+    (lambda d: mer_dg.fit("set.npz"), DataError, "must be a Dataset, got str"),
+    (lambda d: mer_dg.compare({"a": 1}), DataError, "must be a Dataset, got dict"),
+    (
+      lambda d: mer_dg.Dataset.from_arrays(np.ones((3, 2)), label=[0, 1], domain=[0]),
+      DataError,
+      "inputs must be {modality: array .* got ndarray",
+    ),
   ],
 )
 def test_bad_calls_fail_before_anything_trains(data, call, error, said):
@@ -227,18 +273,3 @@ def test_one_class_or_one_domain(short):
   inputs = {"a": np.arange(120.0).reshape(40, 3)}
   with pytest.raises((DataError, ConfigError), match=r"class|domain"):
     mer_dg.compare(mer_dg.Dataset.from_arrays(inputs, **columns), ["erm"])
-
-
-def test_as_an_estimator_of_scikit_learn():
-  base = pytest.importorskip("sklearn.base")
-  rng = np.random.default_rng(0)
-  y = np.array(["no", "yes"])[np.arange(90) % 2]
-  X = rng.normal(size=(90, 4)) + (y == "yes")[:, None]
-  made = mer_dg.MultimodalClassifier(
-    {"a": slice(0, 2), "b": [2, 3]}, method="erm", total_steps=30, config=SHORT
-  )
-  classifier = base.clone(made).fit(X, y, domains=np.arange(90) % 3)
-  assert classifier.score(X, y) > 0.7
-  assert classifier.predict_proba(X).shape == (90, 2)
-  with pytest.raises(ValueError, match="features"):
-    classifier.predict(X[:, :3])

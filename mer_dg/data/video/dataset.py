@@ -35,7 +35,7 @@ FOLDERS = {"epic": ("epic_mmsada", "EPIC-KITCHENS"), "hac": ("hac_video", "HAC")
 VIDEO_SETS = tuple(FOLDERS)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class VideoDataset(Dataset):
   """Labels, domains and splits of clips; what they show is read when it is needed.
 
