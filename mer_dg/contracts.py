@@ -19,11 +19,27 @@ from typing import Any, NamedTuple
 import zlib
 
 import jax
+import jax.numpy as jnp
 
 Batch = dict[str, Any]
 
 # The number of axes of ONE sample, by kind of modality.
 KINDS = {"vector": 1, "sequence": 2, "image": 3, "clip": 4}
+
+
+def as_array(name: str, x: Any) -> jax.Array:
+  """``x`` as an array of JAX, where a loss takes it from a user's code.
+
+  Raises:
+    TypeError: For a tensor of PyTorch that records its gradient: it would be lost.
+  """
+  if getattr(x, "requires_grad", False):
+    raise TypeError(
+      f"{name} is a tensor that requires grad, and JAX sees nothing of its graph: put "
+      "a torch.autograd.Function around the loss (ten lines, docs/pytorch.md), or pass "
+      "tensor.detach() for the value alone."
+    )
+  return jnp.asarray(x)
 
 
 class Outputs(NamedTuple):

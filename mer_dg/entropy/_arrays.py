@@ -10,10 +10,12 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.contracts import as_array
+
 
 def check_samples(name: str, z: jax.Array, *, ndim: int | None = None) -> jax.Array:
   """Returns ``z`` as an array of shape ``[..., n, d]`` or raises with its name."""
-  z = jnp.asarray(z)
+  z = as_array(name, z)
   if not jnp.issubdtype(z.dtype, jnp.floating):
     raise TypeError(f"{name} must be floating, got dtype {z.dtype}.")
   if z.ndim < 2 or (ndim is not None and z.ndim != ndim):

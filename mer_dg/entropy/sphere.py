@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.contracts import as_array
 from mer_dg.entropy import _arrays
 
 # Gradients of unit vectors grow as 1 / length. Below this one they stop growing,
@@ -35,7 +36,7 @@ def unit_sphere(z: jax.Array) -> jax.Array:
     >>> print(f"{u[0]:.2f} {u[1]:.2f}")
     0.60 0.80
   """
-  z = jnp.asarray(z)
+  z = as_array("z", z)
   if not jnp.issubdtype(z.dtype, jnp.floating):
     raise TypeError(f"z must be floating, got dtype {z.dtype}.")
   return _unit_sphere(_arrays.accumulate(z))

@@ -9,12 +9,14 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.contracts import as_array
+
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def floating(name: str, x) -> jax.Array:
   """``x`` in float32; float64 stays float64, and anything not floating is an error."""
-  x = jnp.asarray(x)
+  x = as_array(name, x)
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(f"{name} must be floating, got {x.dtype}.")
   return x.astype(jnp.result_type(x, jnp.float32))

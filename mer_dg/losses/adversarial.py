@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
+from mer_dg.contracts import as_array
 from mer_dg.losses import _rows
 
 
@@ -43,6 +43,6 @@ def gradient_reversal(x: jax.Array, scale: jax.typing.ArrayLike) -> jax.Array:
     >>> print(jax.grad(lambda x: gradient_reversal(x, 0.5) ** 2)(3.0))  # -0.5 * 6
     -3.0
   """
-  x = jnp.asarray(x)
+  x = as_array("x", x)
   _rows.floating("x", x)
   return _reversed(x, scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mer_dg.contracts import as_array
 from mer_dg.losses import _rows
 
 
@@ -25,7 +26,7 @@ def masked_mean(values: jax.Array, where: jax.Array | None = None) -> jax.Array:
     >>> float(masked_mean(jnp.array([1.0, 5.0]), jnp.array([True, False])))
     1.0
   """
-  values = jnp.asarray(values)
+  values = as_array("values", values)
   values = values.astype(jnp.result_type(values, jnp.float32))
   if where is None:
     return jnp.mean(values)
@@ -56,7 +57,7 @@ def cross_entropy(
     >>> print(f"{cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])):.4f}")
     1.3863
   """
-  logits = jnp.asarray(logits)
+  logits, targets = as_array("logits", logits), as_array("targets", targets)
   if logits.ndim != 2:
     raise ValueError(f"logits must be [B, K], got {logits.shape}.")
   if targets.shape not in (logits.shape[:1], logits.shape):

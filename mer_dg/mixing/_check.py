@@ -7,6 +7,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.contracts import as_array
+
 
 def concrete(x) -> bool:
   """True if the values of ``x`` can be read now (not while JAX is tracing)."""
@@ -101,6 +103,7 @@ def targets(labels, size: int) -> jax.Array:
   return labels
 
 
-def at_least_float32(x) -> jax.Array:
+def at_least_float32(name: str, x) -> jax.Array:
   """Losses are summed in float32, or float64 where the caller works in it."""
+  x = as_array(name, x)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -49,7 +49,7 @@ def prediction_strength(
     0.80 True
   """
   labels = jnp.asarray(labels)
-  logits = jax.lax.stop_gradient(_check.at_least_float32(logits))
+  logits = jax.lax.stop_gradient(_check.at_least_float32("logits", logits))
   if jnp.issubdtype(labels.dtype, jnp.floating):
     if logits.size != labels.size:
       raise ValueError(

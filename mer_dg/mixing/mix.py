@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mer_dg.contracts import as_array
 from mer_dg.mixing import _check
 from mer_dg.mixing.exploration import Exploration
 
@@ -106,7 +107,7 @@ def modality_mix(
     False
   """
   b = _check.batch_size("embeddings", embeddings)
-  embeddings = {m: jnp.asarray(z) for m, z in embeddings.items()}
+  embeddings = {m: as_array(f"embeddings[{m!r}]", z) for m, z in embeddings.items()}
   names = sorted(embeddings)
   _check.one_of("proportions", proportions, PROPORTIONS)
   _check.at_least("eta", eta, 0)

@@ -110,7 +110,7 @@ def target_kl(targets: jax.Array, logits: jax.Array) -> jax.Array:
   """
   if targets.shape != logits.shape:
     raise ValueError(f"targets {targets.shape} and logits {logits.shape} differ.")
-  log_p = jax.nn.log_softmax(_check.at_least_float32(logits))
+  log_p = jax.nn.log_softmax(_check.at_least_float32("logits", logits))
   log_t = jnp.log(jnp.where(targets > 0, targets, 1.0))  # 0 log 0 = 0
   return jnp.sum(targets * (log_t - log_p), axis=-1)
 
@@ -122,7 +122,7 @@ def _clean(logits, target, weight, name):
   if logits.shape != target.shape:
     raise ValueError(f"{name} has shape {logits.shape}, expected {target.shape}.")
   rows = (weight > 0).reshape(weight.shape + (1,) * (logits.ndim - 1))
-  return jnp.where(rows, _check.at_least_float32(logits), 0.0)
+  return jnp.where(rows, _check.at_least_float32(name, logits), 0.0)
 
 
 def _row_loss(logits, target):
