@@ -5,7 +5,7 @@ r"""Trains, evaluates and compares multimodal domain generalisation methods.
 
 Any field of the config can be set: --config.total_steps=2000. The same command
 again goes on where it stopped; with another method, seed or setting it trains what is
-missing. Fields and defaults: configs/common.py. Installed, the same is ``mer-dg``.
+missing. --help lists flags and fields. Installed, the same is ``mer-dg``.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Every field an experiment has, with its default, for config files to edit a copy of.
 
-What the fields mean and may be stands with them in mer_dg/experiments/config.py, and in
-docs/config.md.
+What the fields mean and may be stands with them in mer_dg/experiments/config.py;
+``python main.py --help`` lists them.
 """
 
 import dataclasses

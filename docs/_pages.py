@@ -6,16 +6,15 @@ tracked, so that a code host shows it; `python docs/_pages.py` makes it again.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Sequence
 import csv
 import importlib
 from pathlib import Path
 import pkgutil
-import re
 from types import ModuleType
 
 from mer_dg import protocol
+from mer_dg.experiments.fields import described
 from mer_dg.reporting import names
 
 DOCS = Path(__file__).parent
@@ -75,48 +74,19 @@ def _own(module: ModuleType, named: Iterable[str]) -> list[str]:
 
 
 def fields() -> str:
-  """Every field of a config with its default and comment, from where it is checked."""
-  source = (DOCS.parent / "mer_dg" / "experiments" / "config.py").read_text()
-  lines = source.splitlines()
-  groups = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
-  rows: list[tuple[str, str, str]] = []
-
-  def add(group: str, prefix: str) -> None:
-    for node in groups[group].body:
-      if isinstance(node, ast.AnnAssign) and node.value:
-        name, kind = prefix + ast.unparse(node.target), ast.unparse(node.annotation)
-        if kind in groups:
-          add(kind, f"{name}.")
-          continue
-        default = ast.unparse(node.value)
-        made = re.search(r"default_factory=(\w+)", default)
-        default = f"{made[1]}()".replace("dict()", "{}") if made else default
-        comment = _comment(lines, node.lineno, node.end_lineno or 0)
-        rows.append((name, default, comment))
-
-  add("Config", "")
+  """Every field of a config with its default and meaning, from where it is checked."""
   text = [
     "# Config fields\n",
-    "Every field with its default; `--config.FIELD=VALUE` sets it. The file of a",
-    "config says where it differs. Hyperparameters of methods are in `recipes`, under",
-    "the name of the recipe and of the term ([methods](../methods.md)).\n",
+    "Every field with its default; `--config.FIELD=VALUE` sets it, `mer-dg --help`",
+    "lists them, too. The file of a config says where it differs. Hyperparameters of",
+    "methods are in `recipes`, under the name of the recipe and of the term",
+    "([methods](../methods.md)).\n",
     "| field | default | |",
     "| --- | --- | --- |",
   ]
   cell = lambda text: text.replace("|", "\\|")
-  text += [f"| `{n}` | `{cell(v)}` | {cell(c)} |" for n, v, c in rows]
+  text += [f"| `{n}` | `{cell(v)}` | {cell(c)} |" for n, v, c in described()]
   return "\n".join(text) + "\n"
-
-
-def _comment(lines: list[str], first: int, last: int) -> str:
-  """The comment lines above a field, else what stands behind it."""
-  above: list[str] = []
-  for line in reversed(lines[: first - 1]):
-    if not line.strip().startswith("# "):
-      break
-    above.insert(0, line.strip()[2:])
-  behind = lines[last - 1].partition("  # ")[2]
-  return " ".join([*above, behind]).strip()
 
 
 def leaderboard() -> str:

@@ -6,7 +6,7 @@ r"""The command of the package: ``mer-dg``, ``python -m mer_dg`` and main.py.
 
 A config is a file, or the name of one that is shipped. Any field of it can be set:
 --config.total_steps=2000. The same command again goes on where it stopped; with another
-method, seed or setting it trains what is missing. Fields and defaults: docs/config.md.
+method, seed or setting it trains what is missing. --help lists flags and fields.
 """
 
 import ast
@@ -66,6 +66,9 @@ def parse(argv: list[str]) -> list[str]:
   if "--version" in argv[1:]:
     print(f"mer-dg {mer_dg.__version__}")
     sys.exit(0)
+  if {"--help", "-help", "-h", "-?"} & {*argv[1:]}:
+    print(_help())
+    sys.exit(0)
   try:
     flags.mark_flag_as_required("config")
     return flags.FLAGS(_completed(argv))
@@ -76,9 +79,18 @@ def parse(argv: list[str]) -> list[str]:
     # exist or has another type, and passes on whatever the config file raises.
     given = " ".join(word for word in argv[1:] if word.startswith("--config"))
     sys.exit(
-      f"Wrong command line: {_message(error)}\nIt has {given or 'no --config'}. Fields "
-      "and their defaults are in configs/common.py; --debug shows a traceback."
+      f"Wrong command line: {_message(error)}\nIt has {given or 'no --config'}. --help "
+      "lists the fields and their defaults, --debug shows a traceback."
     )
+
+
+def _help() -> str:
+  """What the command does, its flags and the fields of a config."""
+  from mer_dg.experiments.fields import help_text
+
+  # The first line is a path.
+  own = flags.FLAGS.module_help(sys.modules[__name__]).strip().partition("\n")[2]
+  return f"{__doc__}\nflags:\n\n{own}\n\n{help_text()}"
 
 
 # Modes that take the config of the workdir where none is given.
