@@ -54,10 +54,8 @@ def test_one_run_then_the_same_command_then_evaluate_and_report(main, tmp_path):
 
   code, out, err = main(*words)
   assert code == 0, err
-  assert f"Resuming {tmp_path} at step 20 of 20." in out
-  assert out.endswith(
-    f"Finished already: nothing to train.\nReport: {tmp_path}/report/index.html\n"
-  )
+  page = tmp_path / "report" / "index.html"
+  assert out == f"Finished already: nothing to train.\nReport: {page}\n"
   assert (tmp_path / "results.jsonl").read_text() == records
 
   # The folder says the rest.
@@ -182,6 +180,18 @@ def program():
 )
 def test_a_number_of_seeds(program, word, meant):
   assert program._completed(["main.py", CONFIG, word]) == ["main.py", CONFIG, meant]
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_has_flags_and_fields(program, capsys, flag):
+  with pytest.raises(SystemExit) as ended:
+    program.parse(["mer-dg", flag])
+  assert ended.value.code == 0
+  shown = capsys.readouterr().out
+  assert "\n  --workdir: Folder" in shown
+  assert "\n  --config.data.val_fraction=0.2\n    Of each source domain" in shown
+  assert "\n  --config.network.fusion='concat'\n    one of ('concat', " in shown
+  assert max(map(len, shown.splitlines())) <= 88
 
 
 @pytest.mark.parametrize("flag", [["--config={}"], ["--config", "{}"]])

@@ -8,7 +8,7 @@ is, and reports on all of them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import json
@@ -22,7 +22,7 @@ from mer_dg.experiments.hosts import is_first_host
 from mer_dg.experiments.linear import linear_first
 from mer_dg.experiments.search import final_runs, search_runs
 from mer_dg.experiments.setup import Setup, check, load_dataset, make_setup
-from mer_dg.experiments.tables import report, shown, train_table
+from mer_dg.experiments.tables import is_trained, report, shown, train_table
 from mer_dg.experiments.workdir import Workdir, read_object
 from mer_dg.protocol import file_name, write_atomic
 
@@ -46,8 +46,8 @@ class Cell(NamedTuple):
 
 
 def run_benchmark(
-  config: Config, workdir: Workdir, name: str, command: str = ""
-) -> str:
+  config: Config, workdir: Workdir, name: str, command: str = "", opening: str = ""
+) -> tuple[str, bool]:
   """Trains what is missing of every table, then reports on all of them.
 
   Args:
@@ -55,21 +55,30 @@ def run_benchmark(
     workdir: Folder of the benchmark.
     name: Heading of the report.
     command: The command line, for the reports.
+    opening: Printed if there is anything to train.
 
   Returns:
-    The Markdown of the report.
+    The Markdown of the report, and whether there was anything to train.
 
   Raises:
     ConfigError: For a table that cannot be trained; before any is.
   """
   cells = list(plan(config, workdir.path))
+  lacking = {c.name for c in cells if not is_trained(c.setup, c.workdir)}
+  if lacking:
+    print(opening)
   with workdir.writing(command, name):
-    _train(cells, config, workdir, command)
-    return report_all(workdir, config, name) if is_first_host() else ""
+    _train(cells, lacking, config, workdir, command)
+    text = report_all(workdir, config, name) if is_first_host() else ""
+  return text, bool(lacking)
 
 
 def _train(
-  cells: Sequence[Cell], config: Config, workdir: Workdir, command: str
+  cells: Sequence[Cell],
+  lacking: Collection[str],
+  config: Config,
+  workdir: Workdir,
+  command: str,
 ) -> None:
   """Trains and reports table after table; tells how far it is."""
   if is_first_host():
@@ -90,7 +99,7 @@ def _train(
       there = (cell.workdir.path / "report" / "report.md").exists()
       if is_first_host() and (began or not there):
         report(cell.workdir, cell.setup.config, cell.name)
-    board.end(shown(cell.workdir)[0])
+    board.end(shown(cell.workdir)[0], told=bool(lacking))
   if is_first_host():
     workdir.finish({}, ())  # Each table has counted its own records.
 

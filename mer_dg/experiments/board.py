@@ -66,12 +66,12 @@ class Board:
     self._write()
     print(f"{self._now}: {self.status()}", file=sys.stderr)
 
-  def end(self, records: Sequence[Record]) -> None:
-    """The present table is done, or was before."""
+  def end(self, records: Sequence[Record], *, told: bool = True) -> None:
+    """The present table is done, or was before; ``told`` prints the board."""
     self._done[self._now] = self._share[self._now]
     self._means[self._now] = _means(records, self._metric, self._rule)
     self._write()
-    if is_first_host():
+    if told and is_first_host():
       print(f"\n{self.markdown()}\n", file=sys.stderr)
 
   def seconds_left(self) -> float:

@@ -21,7 +21,7 @@ from mer_dg.experiments.hosts import is_first_host, this_host
 from mer_dg.experiments.linear import linear_first
 from mer_dg.experiments.setup import Setup, check, make_setup
 from mer_dg.experiments.summary import summary
-from mer_dg.experiments.tables import report, train_table
+from mer_dg.experiments.tables import is_trained, report, train_table
 from mer_dg.experiments.workdir import Workdir, WorkdirError
 from mer_dg.methods import MethodError
 from mer_dg.protocol import RecordError, write_atomic
@@ -81,38 +81,45 @@ def run(
   if mode not in MODES:
     raise ConfigError(f"--mode={mode!r} is not one of {MODES}.")
   given, config = as_dict(config), validate(config)
-  if config.log_every != given["log_every"]:
-    print(
-      f"config.log_every={given['log_every']} does not divide "
-      f"config.eval_every={config.eval_every}: logging every {config.log_every}."
-    )
   _check_mode(config, mode)
   folder = Workdir(workdir or _default(name or "run", config, mode), config)
   name = name or folder.name
-  print(f"Workdir: {folder.path}")
-  before = _recorded(folder)
+  opening = f"Workdir: {folder.path}"
+  if config.log_every != given["log_every"]:
+    opening += (
+      f"\nconfig.log_every={given['log_every']} does not divide "
+      f"config.eval_every={config.eval_every}: logging every {config.log_every}."
+    )
+  new = True
   if mode == "report":
+    print(opening)
     reports = report_all if is_benchmark(folder) else report
     text = reports(folder, config, name)
   elif mode == "benchmark":
-    text = run_benchmark(config, folder, name, command)
+    text, new = run_benchmark(config, folder, name, command, opening)
   else:
     if mode == "diagnose":  # The table, whatever single run the folder had last.
       config = dataclasses.replace(config, target="")
     setup = make_setup(config)
     check(setup)
-    if mode in ("train", "diagnose") and is_first_host():
-      print(summary(setup))
     folder.check_data(setup.dataset.version)
+    new = mode != "train" or not _is_trained(setup, folder)
+    if new:
+      print(opening)
+    if new and mode != "evaluate" and is_first_host():
+      print(summary(setup))
     text = _compute(setup, folder, mode, name, command)
-  print(_ending(folder, mode, text, trained=_recorded(folder) != before))
+  print(_ending(folder, mode, text, trained=new))
   return text
 
 
-def _recorded(folder: Workdir) -> int:
-  """Bytes of all records below a folder: more when something was trained."""
-  kinds = ("results*.jsonl", "search*.jsonl", "diverged*.jsonl")
-  return sum(p.stat().st_size for kind in kinds for p in folder.path.rglob(kind))
+def _is_trained(setup: Setup, folder: Workdir) -> bool:
+  """Whether ``--mode=train`` has nothing to do."""
+  if setup.config.target:
+    from mer_dg.experiments import single
+
+    return single.is_trained(setup, folder)
+  return is_trained(setup, folder)
 
 
 def _ending(folder: Workdir, mode: str, text: str, *, trained: bool) -> str:
@@ -122,7 +129,7 @@ def _ending(folder: Workdir, mode: str, text: str, *, trained: bool) -> str:
     return text
   if mode == "diagnose":
     return f"{text}\n\nReport: {page / 'index.html'}"
-  if mode in ("train", "benchmark") and not trained:
+  if not trained:
     return f"Finished already: nothing to train.\nReport: {page / 'index.html'}"
   return summary.read_text().rstrip()
 
@@ -163,8 +170,8 @@ def _compute(setup: Setup, folder: Workdir, mode: str, name: str, command: str):
     if config.target:
       single.train(setup, folder)
     else:
-      if is_first_host():
-        print(linear_first(setup, folder))
+      if is_first_host() and (said := linear_first(setup, folder)):
+        print(said)
       train_table(setup, folder)
     return report(folder, config, name) if is_first_host() else ""
 

@@ -60,6 +60,12 @@ def the_run(setup: Setup) -> Run:
   return Run(config.method, task.target, config.seed, sources=task.sources)
 
 
+def is_trained(setup: Setup, workdir: Workdir) -> bool:
+  """Whether the run of a config has ended or diverged."""
+  ended = workdir.ended(workdir.results, evaluation_steps(setup.config))
+  return run_id(setup, the_run(setup)) in ended
+
+
 def _prepare(setup: Setup, run: Run) -> tuple[TaskArrays, TrainState, Step]:
   """Rows, state before the first step, and the training step of a run."""
   task = task_arrays(setup, run.task)
@@ -151,11 +157,12 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
   config, run = setup.config, the_run(setup)
   code_revision()
   own, steps = run_id(setup, run), evaluation_steps(config)
-  workdir.ask(workdir.results, [own], steps)
+  missing = workdir.ask(workdir.results, [own], steps)
   task, state, step = _prepare(setup, run)
-  print(describe(state.variables))
-  if setup.backbones:
-    print(pretrained.notice(setup.weights), end="")
+  if missing:
+    print(describe(state.variables))
+    if setup.backbones:
+      print(pretrained.notice(setup.weights), end="")
   method, sources = setup.method(run.method, run.task), setup.folds[run.task].sources
   arrays = _arrays(setup)
   measure = _evaluator(setup, run, task, arrays)
@@ -179,7 +186,7 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
         "again."
       )
     logs.append(MetricsLog(workdir, own, resumed))
-    if resumed:
+    if 0 < resumed < config.total_steps:
       print(f"Resuming {workdir.path} at step {resumed} of {config.total_steps}.")
 
   def on_eval(at: int, metrics) -> None:

@@ -81,6 +81,21 @@ def train_table(
   return runs, began
 
 
+def is_trained(setup: Setup, workdir: Workdir) -> bool:
+  """Whether every run of a table, and of its search, has ended or diverged."""
+  config, tasks, steps = setup.config, setup.tasks, evaluation_steps(setup.config)
+  ids = lambda runs: {run_id(setup, run) for run in runs}
+  chosen: dict[tuple[str, Assignment], Choice] = {}
+  if config.search.trials:
+    runs = search_runs(config, tasks)
+    if not ids(runs) <= workdir.ended(workdir.search, steps):
+      return False
+    found = _evaluations(setup, runs, workdir)
+    chosen = choose(runs, found, config.metric, config.selection)
+  runs = final_runs(config, tasks, chosen)
+  return ids(runs) <= workdir.ended(workdir.results, steps)
+
+
 def train_missing(
   grid: Grid,
   runs: Sequence[Run],
@@ -111,7 +126,7 @@ def train_missing(
     lacking = {i for i in by_id if i not in lost and not workdir.parameters(i).exists()}
   missing = workdir.ask(path, list(by_id), steps, lacking)
   done = {run for i, run in by_id.items() if i in ended and i not in lacking}
-  if done:
+  if done and missing:
     print(f"{len(done)} of {len(runs)} runs are there already.")
 
   def on_wave(wave: Wave) -> None:

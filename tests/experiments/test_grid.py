@@ -144,7 +144,7 @@ def test_a_diverged_run_is_reported_and_left_out(tiny, tmp_path, capsys, monkeyp
   # It is not tried again.
   monkeypatch.setattr(tables, "train_all", lambda *_, **__: pytest.fail("trained"))
   assert "Left out" in run(config, workdir=str(tmp_path))
-  assert "3 of 3 runs are there already" in capsys.readouterr().out
+  assert capsys.readouterr().out.startswith("Finished already: nothing to train.\n")
 
 
 def test_a_run_that_diverges_late_leaves_no_evaluation(shared, monkeypatch):
@@ -201,6 +201,9 @@ def test_a_finished_table_trains_nothing(tiny, tmp_path, monkeypatch, capsys):
   config = tiny("", methods=("erm",), targets=("d0",), seeds=(0, 1), wave=2)
   first = run(config, workdir=str(tmp_path))
   monkeypatch.setattr(tables, "train_all", lambda *_, **__: pytest.fail("trained"))
+  capsys.readouterr()
   assert run(config, workdir=str(tmp_path)) == first
-  assert "2 of 2 runs are there already" in capsys.readouterr().out
+  page = tmp_path / "report" / "index.html"
+  said = f"Finished already: nothing to train.\nReport: {page}\n"
+  assert capsys.readouterr() == (said, "")
   assert Workdir(tmp_path, validate(config)).records()
