@@ -371,7 +371,6 @@ def test_ranks_are_over_one_table_of_each_set(experiment):
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.usefixtures("undrawn")
 def test_linear_models_stand_beside_the_networks(tmp_path, experiment):
   rows, targets = list(experiment), sorted({r["target"] for r in experiment})
   table = reporting.group_of(rows[0])
@@ -393,6 +392,7 @@ def test_linear_models_stand_beside_the_networks(tmp_path, experiment):
   assert "Linear" not in reporting.write_report(tmp_path, rows, linear={other: models})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_missing_is_named(tmp_path, experiment):
   last = [r for r in experiment if r["step"] == 20]
   part = [r for r in last if (r["method"], r["target"]) != ("mer", "b")]
