@@ -20,7 +20,7 @@ from mer_dg.experiments.config import SUBSETS, Config, ConfigError, as_dict, val
 from mer_dg.experiments.grid import trainings
 from mer_dg.experiments.hosts import is_first_host
 from mer_dg.experiments.linear import linear_first
-from mer_dg.experiments.search import final_runs, search_runs
+from mer_dg.experiments.search import encoder_runs, final_runs, runs_before
 from mer_dg.experiments.setup import Setup, check, load_dataset, make_setup
 from mer_dg.experiments.tables import is_trained, report, shown, train_table
 from mer_dg.experiments.workdir import Workdir, read_object
@@ -200,6 +200,5 @@ def _merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _trainings(setup: Setup) -> int:
-  config, tasks = setup.config, setup.tasks
-  runs = search_runs(config, tasks) if config.search.trials else []
-  return len(trainings([*runs, *final_runs(config, tasks, {})]))
+  runs = [*encoder_runs(setup), *runs_before(setup)]
+  return len(trainings([*runs, *final_runs(setup.config, setup.tasks, {})]))

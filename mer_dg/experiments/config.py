@@ -35,6 +35,7 @@ DRIVERS = ("resident", "stream")
 METRICS = ("accuracy", "balanced_accuracy")
 # Which sets of modalities a benchmark trains on, see `benchmark.subsets`.
 SUBSETS = ("all", "fused", "every")
+SEARCH_RULES = ("selection", "leave_one_source_out")
 # Plain fusion and what is free: unimodal heads, modality dropout, both, late fusion.
 # A comparison without them flatters whatever stands beside plain fusion.
 BASELINES = ("erm", "heads", "md", "heads+md", "late")
@@ -129,13 +130,11 @@ Seed = Annotated[int, _integer(0)]
 Seeds = Annotated[tuple[int, ...], _each(_integer(0), least=1)]
 Count = Annotated[int, _integer(1)]
 Rate = Annotated[float, _RATE]
+_ENCODER = _named(
+  lambda: (*dict.fromkeys(ENCODERS), *encoders.REGISTERED, video_config.ENCODER)
+)
 SetName = Annotated[str, _named(lambda: (*DATASETS, *datasets.REGISTERED))]
-EncoderName = Annotated[
-  str,
-  _named(
-    lambda: (*dict.fromkeys(ENCODERS), *encoders.REGISTERED, video_config.ENCODER)
-  ),
-]
+EncoderName = Annotated[str, _ENCODER]
 # What is written by name of a method, term or set, as JSON has it.
 Group = Annotated[Mapping[str, Any], _GROUP]
 _frozen = dataclasses.dataclass(frozen=True, kw_only=True)
@@ -312,6 +311,12 @@ class SearchFields:
   seed: Seed = 0
   # Fresh seeds (of the config) are used for the table.
   seeds: Seeds = (100, 101)
+  # What settings are chosen by: selection, as checkpoints (config.selection); or
+  # leave_one_source_out: every source is left out in turn, and judges.
+  rule: Annotated[str, _one_of(*SEARCH_RULES)] = "selection"
+  # Encoders of which every target's sources, each left out in turn, choose one by the
+  # first method, for all methods; () leaves config.network.encoder.
+  encoders: Annotated[tuple[str, ...], _each(_ENCODER)] = ()
   # {method: {term, "network" or "optimizer": {number: (low, high)}}}, drawn
   # log-uniformly; a method that is not named takes the ranges of its terms.
   space: Group = dataclasses.field(default_factory=dict)
@@ -331,7 +336,7 @@ class Config:
   # leave_one_domain_out; single_source: all ordered pairs of a source and a target;
   # in_domain: train on rows of the target itself, the upper bound.
   protocol: Annotated[str, _one_of(*PROTOCOLS)] = "leave_one_domain_out"
-  # Of a single run; "a+b" composes two recipes.
+  # Of a single run; "a+b" composes two recipes, "a@mlp" is a with that encoder.
   method: Text = "mer_kde"
   # Of the table; the first is what the others are compared with.
   methods: Annotated[tuple[str, ...], _each(_TEXT, least=1)] = (
@@ -406,7 +411,7 @@ def validate(config: Mapping[str, Any] | Config) -> Config:
   for field, names in (("method", (config.method,)), ("methods", config.methods)):
     for name in names:
       try:
-        recipe = merge_recipes(name, config.recipes)
+        recipe = recipe_of(config, name)
         check_recipe(name, recipe)
       except MethodError as error:
         raise ConfigError(f"config.{field}={fields[field]!r}: {error}") from error
@@ -446,9 +451,22 @@ def _made(kind: type, fields: Mapping[str, Any]) -> Any:
   return kind(**made)
 
 
+def recipe_of(config: Config, method: str) -> dict[str, dict]:
+  """The recipe of a method: ``a+b`` composes two, ``a@mlp`` is a with that encoder.
+
+  Raises:
+    MethodError: As `merge_recipes`.
+  """
+  name, _, encoder = method.partition("@")
+  recipe = merge_recipes(name, config.recipes)
+  if encoder:
+    recipe["network"] = recipe.get("network", {}) | {"encoder": encoder}
+  return recipe
+
+
 def settings(config: Config, method: str = "") -> tuple[NetworkFields, OptimizerFields]:
   """Network and optimiser of a method: those of the config, unless it changes them."""
-  recipe = merge_recipes(method, config.recipes) if method else {}
+  recipe = recipe_of(config, method) if method else {}
   network = dataclasses.replace(config.network, **recipe.get("network", {}))
   return network, dataclasses.replace(config.optimizer, **recipe.get("optimizer", {}))
 
@@ -478,7 +496,7 @@ def _check_protocol(config: Config) -> None:
 def _check_seeds(config: Config) -> None:
   search = config.search
   shared = set(search.seeds) & {config.seed, *config.seeds}
-  if search.trials and shared:
+  if (search.trials or search.encoders) and shared:
     raise ConfigError(
       f"config.search.seeds={search.seeds} and config.seeds share {sorted(shared)}: "
       "the seeds of the table must be fresh."
@@ -500,7 +518,7 @@ def check_space(config: Config, modalities: Sequence[str] | None = None) -> None
   for method, terms in config.search.space.items():
     where = f"config.search.space.{method}"
     try:
-      recipe = terms_of(merge_recipes(method, config.recipes))
+      recipe = terms_of(recipe_of(config, method))
     except MethodError as error:
       raise ConfigError(f"{where}: {error}") from error
     if not isinstance(terms, Mapping):

@@ -215,7 +215,7 @@ class _Examiner:
     dataset = setup.dataset.in_memory()
     self._dataset, self._stress = dataset, Stress(setup)
     self._arrays = put(to_arrays(dataset))
-    splits = {task.target: split for task, split in setup.folds.items()}
+    splits = {task.target: setup.folds[task] for task in setup.tasks}
     self._sides = draw_all_sides(dataset, splits)
     self._blocks = max(len(self._rows(task)[0]) for task in setup.tasks)
     self._programs: dict[Any, Any] = {}
@@ -226,7 +226,7 @@ class _Examiner:
     corrupted: list[dict[str, float]] = [{} for _ in group]
     if training != ALONE:
       variables = [load_parameters(t.files[""]) for t in group]
-      network = self._setup.network(training)
+      network = self._network(group[0])
       corrupted = self._stress.scores(task, network, variables)
     return [self._found(t, own) for t, own in zip(group, corrupted, strict=True)]
 
@@ -259,7 +259,7 @@ class _Examiner:
     rows, domain, mask, train = self._padded(t.task)
     loaded = {m: load_parameters(file) for m, file in t.files.items()}
     if t.run is not None:
-      look = self._compiled(make_look, self._setup.network(t.training))
+      look = self._compiled(make_look, self._network(t))
       seen = look(self._arrays, rows, domain, mask, loaded[""])
       return loaded[""], seen._replace(train=train)
     parts = {}
@@ -276,10 +276,13 @@ class _Examiner:
   def _judge(self, t: Trained):
     evaluators = asked(self._setup, t.task, "checkpoint")
     if t.run is not None:
-      return self._compiled(make_judge, self._setup.network(t.training), evaluators)
+      return self._compiled(make_judge, self._network(t), evaluators)
     # Encoders alone have no fused prediction.
     probes = tuple(e for e in evaluators if e.name == "probes")
     return self._compiled(make_judge, self._setup.network(), probes)
+
+  def _network(self, t: Trained) -> Network:
+    return self._setup.network(t.run.trained if t.run is not None else "")
 
   def _compiled(self, make, network: Network, *more):
     key = make, id(network), *(len(part) for part in more)

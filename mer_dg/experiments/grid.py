@@ -341,8 +341,8 @@ def train_all(
   # Different static facts (a number of sources, say) are different programs.
   groups: dict[Any, list[Run]] = {}
   for run in runs:
-    facts = setup.facts(run.method, run.task)
-    groups.setdefault((run.method, facts), []).append(run)
+    facts = setup.facts(run.trained, run.task)
+    groups.setdefault((run.trained, facts), []).append(run)
   size = lambda method, count: min(wave_size(setup, method), -(-count // hosts))
   waves = {g: _waves(runs, size(g[0], len(runs))) for g, runs in groups.items()}
   ours = {group: ws[host::hosts] for group, ws in waves.items()}

@@ -42,7 +42,7 @@ def linear_models(setup: Setup) -> list[LinearModel]:
   dataset = setup.dataset.in_memory()
   features = {m: _features(dataset, m) for m in dataset.modalities}
   scores: dict[str, list[tuple[str, float, float]]] = {}
-  for task, split in setup.folds.items():
+  for task, split in zip(setup.tasks, setup.splits, strict=True):
     for name, (val, target) in _of_task(setup, dataset, features, split).items():
       scores.setdefault(name, []).append((task.target, val, target))
   return [

@@ -175,7 +175,7 @@ def embedding_maps(
     setup: Of the table.
     embedded: ``{training: {m: [N, D]}}``, by row of the dataset.
   """
-  dataset, (task, split) = setup.dataset.in_memory(), next(iter(setup.folds.items()))
+  dataset, (task, split) = setup.dataset.in_memory(), (setup.tasks[0], setup.splits[0])
   maps = []
   for m in dataset.modalities:
     rows = draw_sides(dataset, split, m).rows

@@ -29,6 +29,7 @@ class Run:
     seed: Seed of weights, data order and noise.
     overrides: ``("term.number" or "optimizer.number", value)`` of a search trial.
     trials: Number of settings that were tried to arrive at this one.
+    encoder: That which was chosen for its target; "" is that of method and config.
     sources: Domains that train; () is what the protocol of the config says. Runs that
       differ in ``target`` alone, with sources named, are one training.
   """
@@ -39,6 +40,12 @@ class Run:
   overrides: tuple[tuple[str, float], ...] = ()
   trials: int = 1
   sources: tuple[str, ...] = ()
+  encoder: str = ""
+
+  @property
+  def trained(self) -> str:
+    """What is trained: the method, with the encoder that was chosen."""
+    return f"{self.method}@{self.encoder}" if self.encoder else self.method
 
   @property
   def task(self) -> Assignment:
@@ -47,7 +54,7 @@ class Run:
 
   def __str__(self) -> str:
     trained = f", trained on {' + '.join(self.sources)}" if self.sources else ""
-    words = [f"{self.method}, target {self.target}{trained}, seed {self.seed}"]
+    words = [f"{self.trained}, target {self.target}{trained}, seed {self.seed}"]
     return ", ".join(words + [f"{name} {value:.4g}" for name, value in self.overrides])
 
 
@@ -67,8 +74,8 @@ def run_hyper(setup: Setup, run: Run) -> dict[str, dict]:
   Raises:
     ConfigError: If an override names a number that the method does not have.
   """
-  method, network = setup.method(run.method, run.task), setup.network(run.method)
-  hyper = make_hyper(network, method, vars(settings(setup.config, run.method)[1]))
+  method, network = setup.method(run.trained, run.task), setup.network(run.trained)
+  hyper = make_hyper(network, method, vars(settings(setup.config, run.trained)[1]))
   groups = _by_group(hyper)
   for name, value in run.overrides:
     term, _, number = name.partition(".")
@@ -89,10 +96,10 @@ def identity(setup: Setup, run: Run) -> dict[str, Any]:
   belong to the run, so that runs of several networks share a workdir.
   """
   config, dataset = setup.config, setup.dataset
-  network, optimizer = settings(config, run.method)
+  network, optimizer = settings(config, run.trained)
   said = _flat({"network": vars(network), "optimizer": vars(optimizer)})
   said |= _flat(_by_group(run_hyper(setup, run)))
-  said |= _flat(setup.method(run.method, run.task).options)
+  said |= _flat(setup.method(run.trained, run.task).options)
   is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
   return {
     "method": run.method,

@@ -1,21 +1,30 @@
-"""Search: default, nothing, and even draws; chosen on source validation only."""
+"""Search: default, nothing, and even draws, and the encoder; chosen by sources only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
 from typing import Any
 
 import numpy as np
 from scipy.stats import qmc
 
-from mer_dg.experiments.config import Config
-from mer_dg.experiments.runs import Evaluation, Run
-from mer_dg.methods import SETTINGS, merge_recipes, numbers_of
-from mer_dg.protocol import Assignment, validation_score
+from mer_dg.experiments.config import Config, recipe_of
+from mer_dg.experiments.runs import Evaluation, Run, run_id
+from mer_dg.experiments.setup import Setup
+from mer_dg.methods import SETTINGS, numbers_of
+from mer_dg.protocol import (
+  Assignment,
+  Record,
+  leave_one_source_out,
+  setting,
+  validation_score,
+)
 
 # What a search finds for a method and task: overrides, and how many it tried.
 Choice = tuple[tuple[tuple[str, float], ...], int]
+# The encoder of each task; "" is that of the config.
+Encoders = Mapping[Assignment, str]
 
 
 def draws(
@@ -43,8 +52,30 @@ def draws(
   return [dict(zip(space, row, strict=True)) for row in values]
 
 
-def search_runs(config: Config, tasks: Sequence[Assignment]) -> list[Run]:
+def runs_before(setup: Setup, encoders: Encoders | None = None) -> list[Run]:
   """Runs of the search: every method, task, trial and search seed.
+
+  With the rule ``leave_one_source_out`` the tasks of `Setup.inner` stand for a task.
+
+  Args:
+    setup: The setup.
+    encoders: Those that were chosen.
+  """
+  search = setup.config.search
+  if not search.trials:
+    return []
+  by_sources = search.rule == "leave_one_source_out"
+  judging = setup.inner if by_sources else lambda task: (task,)
+  return search_runs(setup.config, setup.tasks, judging, encoders)
+
+
+def search_runs(
+  config: Config,
+  tasks: Sequence[Assignment],
+  judging: Callable[[Assignment], Iterable[Assignment]] = lambda task: (task,),
+  encoders: Encoders | None = None,
+) -> list[Run]:
+  """Runs of the search on the tasks that judge for each task.
 
   The first trial is the default, the next one has weight 0 in every term whose weight
   is searched, so that the sources may do without; a method without a space, in the
@@ -57,17 +88,107 @@ def search_runs(config: Config, tasks: Sequence[Assignment]) -> list[Run]:
       tried += [dict.fromkeys(off, 0.0)] if (off := _weights(config, method)) else []
       tried += draws(space, search.trials, search.seed)
     runs += [
-      Run(method, task.target, seed, tuple(overrides.items()), sources=task.sources)
+      Run(
+        method, judge.target, seed, tuple(overrides.items()), sources=judge.sources,
+        encoder=_encoder(config, method, (encoders or {}).get(task, "")),
+      )
       for overrides in tried
       for task in tasks
+      for judge in judging(task)
       for seed in search.seeds
-    ]
-  return runs
+    ]  # fmt: skip
+  return list(dict.fromkeys(runs))  # Two targets are each a source of the other.
+
+
+def encoder_runs(setup: Setup) -> list[Run]:
+  """Runs that choose encoders: the first method with each, every source left out."""
+  config, method = setup.config, setup.config.methods[0]
+  inner = dict.fromkeys(t for task in setup.tasks for t in setup.inner(task))
+  return [
+    Run(
+      method, task.target, seed, sources=task.sources,
+      encoder=_encoder(config, method, encoder),
+    )
+    for encoder in config.search.encoders
+    for task in inner
+    for seed in config.search.seeds
+  ]  # fmt: skip
+
+
+def _encoder(config: Config, method: str, chosen: str) -> str:
+  """What a run says: nothing where it is the config's, or the method has its own."""
+  own = recipe_of(config, method).get("network", {}).get("encoder")
+  return "" if own or chosen == config.network.encoder else chosen
+
+
+def choose_encoders(
+  setup: Setup, records: Sequence[Record]
+) -> dict[Assignment, dict[str, float]]:
+  """What each encoder scores on the left-out sources of each task, best first.
+
+  Args:
+    setup: The setup.
+    records: Of `encoder_runs`.
+
+  Returns:
+    ``{task: {encoder: score}}``; no entry for a task with fewer than two sources. Ties
+    go to the encoder that the config names first.
+  """
+  found = {}
+  for task in setup.tasks if setup.config.search.encoders else ():
+    if not setup.inner(task):
+      continue
+    scores = {}
+    for encoder in setup.config.search.encoders:
+      own = [r for r in records if r["tags"]["network.encoder"] == encoder]
+      scores[encoder] = _left_out(setup, task, own)
+    found[task] = dict(sorted(scores.items(), key=lambda item: -item[1]))
+  return found
+
+
+def _left_out(setup: Setup, task: Assignment, records: Sequence[Record]) -> float:
+  sources, metric = setup.folds[task].sources, setup.config.metric
+  try:
+    return leave_one_source_out(records, sources, metric=metric).score
+  except ValueError:  # A source is not there: its run diverged.
+    return -math.inf
+
+
+def choose_by_sources(
+  setup: Setup, runs: Sequence[Run], records: Sequence[Record]
+) -> dict[tuple[str, Assignment], Choice]:
+  """The trial that does best on sources left out in turn, per method and task.
+
+  A method all of whose trials lack a source keeps its defaults.
+
+  Args:
+    setup: The setup.
+    runs: Those of the search.
+    records: Of these.
+
+  Returns:
+    ``{(method, task): (overrides, number of trials)}``.
+  """
+  by_id, chosen = {run_id(setup, run): run for run in runs}, {}
+  own = [r for r in records if r["run_id"] in by_id]
+  for method in setup.config.methods:
+    mine = [r for r in own if r["method"] == method]
+    for task in setup.tasks:
+      try:
+        choice = leave_one_source_out(
+          mine, setup.folds[task].sources, metric=setup.config.metric
+        )
+      except ValueError:
+        continue
+      best = setting(vars(choice))
+      run = next(by_id[r["run_id"]] for r in mine if setting(r) == best)
+      chosen[method, task] = run.overrides, choice.trials
+  return chosen
 
 
 def _weights(config: Config, method: str) -> list[str]:
   """Those of the space that may be 0."""
-  recipe, found = merge_recipes(method, config.recipes), []
+  recipe, found = recipe_of(config, method), []
   for name in _space(config, method):
     term, number = name.split(".")
     if (
@@ -79,7 +200,7 @@ def _weights(config: Config, method: str) -> list[str]:
 
 def _space(config: Config, method: str) -> dict[str, Any]:
   """``{"term.number": (low, high)}``: of the config, else the ranges of its terms."""
-  recipe = merge_recipes(method, config.recipes)
+  recipe = recipe_of(config, method)
   if method in config.search.space:
     groups = config.search.space[method].items()
     return {
@@ -98,6 +219,7 @@ def final_runs(
   config: Config,
   tasks: Sequence[Assignment],
   chosen: Mapping[tuple[str, Assignment], Choice],
+  encoders: Encoders | None = None,
 ) -> list[Run]:
   """Runs of the table.
 
@@ -106,13 +228,18 @@ def final_runs(
     tasks: Who trains and who tests.
     chosen: ``{(method, task): (overrides, number of trials)}`` from a search;
       empty means the defaults.
+    encoders: Those that were chosen.
   """
   runs = []
   for method in config.methods:
     for task in tasks:
       overrides, trials = chosen.get((method, task), ((), 1))
+      encoder = ""
+      if encoders and task in encoders:
+        trials += len(config.search.encoders) - 1
+        encoder = _encoder(config, method, encoders[task])
       runs += [
-        Run(method, task.target, seed, overrides, trials, task.sources)
+        Run(method, task.target, seed, overrides, trials, task.sources, encoder)
         for seed in config.seeds
       ]
   return runs

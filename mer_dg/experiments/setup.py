@@ -34,10 +34,11 @@ from mer_dg.experiments.config import (
   NetworkFields,
   as_dict,
   check_space,
+  recipe_of,
   settings,
 )
 from mer_dg.experiments.video_config import ENCODER, make_backbones
-from mer_dg.methods import Method, build_method, merge_recipes
+from mer_dg.methods import Method, build_method
 from mer_dg.networks import Backbone, make_network
 from mer_dg.protocol import Assignment, assignments
 from mer_dg.training.state import TrainState, evaluated, make_hyper, make_state
@@ -91,8 +92,10 @@ class Setup:
     backbones: Published encoders by modality; none unless the config asks for them.
     weights: Hash of the weights file of each of them, see `pretrained.weight_hashes`.
     networks: Of the config, and of the methods that change it.
-    folds: The rows of every task, in the order of the table; one task for
+    tasks: Who trains and who tests, in the order of the table; one task for
       ``config.target``.
+    folds: The rows of every task, and of those that leave out one more source where
+      the config has them choose.
   """
 
   config: Config
@@ -100,12 +103,21 @@ class Setup:
   backbones: Mapping[str, Backbone]
   weights: Mapping[str, str]
   networks: Mapping[NetworkFields, Network]
+  tasks: tuple[Assignment, ...]
   folds: Mapping[Assignment, Split]
 
   @property
-  def tasks(self) -> tuple[Assignment, ...]:
-    """Who trains and who tests, in each task."""
-    return tuple(self.folds)
+  def splits(self) -> list[Split]:
+    """The rows of the tasks."""
+    return [self.folds[task] for task in self.tasks]
+
+  def inner(self, task: Assignment) -> tuple[Assignment, ...]:
+    """The tasks in which each source of a task is left out in turn; of one none."""
+    sources = self.folds[task].sources
+    if len(sources) < 2:
+      return ()
+    others = lambda source: tuple(s for s in sources if s != source)
+    return tuple(Assignment(source, others(source)) for source in sources)
 
   def network(self, method: str = "") -> Network:
     """The network of a method: that of the config unless the method changes it."""
@@ -128,7 +140,7 @@ class Setup:
 
   def method(self, name: str, task: Assignment) -> Method:
     """The method ``name`` (``"a+b"`` composes recipes) for a task."""
-    recipe = merge_recipes(name, self.config.recipes)
+    recipe = recipe_of(self.config, name)
     return build_method(name, recipe, self.facts(name, task))
 
   def per_domain(self, task: Assignment) -> int:
@@ -179,7 +191,9 @@ def make_setup(
   backbones = {}
   if config.network.encoder == ENCODER:
     backbones = make_backbones(config, dataset.modalities)
-  names = ("", *((config.method,) if config.target else config.methods))
+  methods = (config.method,) if config.target else config.methods
+  chosen = () if config.target else config.search.encoders
+  names = ("", *methods, *(f"{m}@{encoder}" for m in methods for encoder in chosen))
   networks = {}
   for fields in dict.fromkeys(settings(config, name)[0] for name in names):
     options: dict[str, Any] = vars(fields) | (
@@ -197,11 +211,12 @@ def make_setup(
     backbones,
     pretrained.weight_hashes(config, backbones),
     networks,
-    _folds(config, dataset) if folds is None else folds,
+    *(_folds(config, dataset) if folds is None else (tuple(folds), folds)),
   )
 
 
-def _folds(config: Config, dataset: Dataset) -> dict[Assignment, Split]:
+def _folds(config: Config, dataset: Dataset):
+  """The tasks, and the rows of each and of its inner ones."""
   targets = (config.target,) if config.target else config.targets
   for name in (*targets, *config.sources):
     dataset.domain_id(name)  # Raises, naming the domains there are.
@@ -217,14 +232,28 @@ def _folds(config: Config, dataset: Dataset) -> dict[Assignment, Split]:
     split_seed=config.split_seed, val_fraction=config.data.val_fraction
   )
   if config.protocol == "in_domain":
-    return {task: in_domain(dataset, task.target, **rows) for task in tasks}
+    folds = {task: in_domain(dataset, task.target, **rows) for task in tasks}
+    return tuple(tasks), folds
   drop = config.data.drop_unseen_classes
-  return {
-    task: leave_one_domain_out(
-      dataset, task.target, sources=task.sources, drop_unseen_classes=drop, **rows
-    )
-    for task in tasks
-  }
+  split = lambda task: leave_one_domain_out(
+    dataset, task.target, sources=task.sources, drop_unseen_classes=drop, **rows
+  )
+  folds = {task: split(task) for task in tasks}
+  if leaves_out(config):
+    for sources in {
+      folds[task].sources for task in tasks if len(folds[task].sources) > 1
+    }:
+      for source in sources:
+        others = tuple(s for s in sources if s != source)
+        folds[Assignment(source, others)] = split(Assignment(source, others))
+  return tuple(tasks), folds
+
+
+def leaves_out(config: Config) -> bool:
+  """Whether a table trains runs that leave out one more source."""
+  search = config.search
+  by_sources = bool(search.trials) and search.rule == "leave_one_source_out"
+  return not config.target and (by_sources or bool(search.encoders))
 
 
 def check(setup: Setup) -> None:
@@ -240,7 +269,13 @@ def check(setup: Setup) -> None:
   methods = (config.method,) if config.target else config.methods
   check_space(config, setup.dataset.modalities)
   pretrained.load(config, setup.backbones, jax.random.key(0))  # Raises if it cannot.
-  for task in tasks:
+  few = [task.target for task in tasks if not setup.inner(task)]
+  if few and config.search.trials and config.search.rule == "leave_one_source_out":
+    raise ConfigError(
+      f"config.search.rule='leave_one_source_out' needs two sources or more; target "
+      f"{few[0]!r} has {list(setup.folds[tasks[0]].sources)}."
+    )
+  for task in setup.folds:
     setup.per_domain(task)
     for method in methods:
       setup.method(method, task)

@@ -86,7 +86,7 @@ class Stress:
 
   def __init__(self, setup: Setup):
     self._setup, self._programs = setup, {}
-    most = max(len(split.test) for split in setup.folds.values())
+    most = max(len(split.test) for split in setup.splits)
     self._size = -(-most // EVAL_BLOCK) * EVAL_BLOCK
 
   def scores(

@@ -69,9 +69,10 @@ def _modalities(setup: Setup, sizes: Counter[str]) -> str:
       shape, why = list(x.shape[1:]), dataset.why.get(m, "")
       low_high = _range(x[present], dataset.lengths.get(m))
       missing = f"{1 - present.mean():.1%}" if not present.all() else "none"
-    encoder = setup.config.network.encoder
-    if encoder == "auto":
-      encoder = "mlp" if kind == "vector" else "conv"
+    named = lambda e, k=kind: ("mlp" if k == "vector" else "conv") if e == "auto" else e
+    chosen = () if setup.config.target else setup.config.search.encoders
+    offered = chosen or (setup.config.network.encoder,)
+    encoder = " or ".join(dict.fromkeys(map(named, offered)))
     body.append(
       [m, str(shape), kind, why, low_high, missing, encoder, sizes[f"encoder/{m}"]]
     )
@@ -114,7 +115,7 @@ def _plan(setup: Setup, total: int) -> str:
   """Batch, steps in epochs, and how many runs of what."""
   config, tasks = setup.config, setup.tasks
   lines = []
-  rows = [sum(map(len, split.train.values())) for split in setup.folds.values()]
+  rows = [sum(map(len, split.train.values())) for split in setup.splits]
   batch = setup.per_domain(tasks[0]) * len(setup.folds[tasks[0]].sources)
   epochs = config.total_steps * batch / np.mean(rows)
   lines.append(

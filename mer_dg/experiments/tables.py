@@ -25,7 +25,15 @@ from mer_dg.experiments.runs import (
   record_of,
   run_id,
 )
-from mer_dg.experiments.search import Choice, choose, final_runs, search_runs
+from mer_dg.experiments.search import (
+  Choice,
+  choose,
+  choose_by_sources,
+  choose_encoders,
+  encoder_runs,
+  final_runs,
+  runs_before,
+)
 from mer_dg.experiments.setup import Setup
 from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
 from mer_dg.protocol import Assignment, Record, append_records, write_atomic
@@ -62,14 +70,18 @@ def train_table(
   """
   config, tasks, grid = setup.config, setup.tasks, Grid(setup)
   code_revision()
-  chosen: dict[tuple[str, Assignment], Choice] = {}
-  runs = search_runs(config, tasks) if config.search.trials else []
-  began = train_missing(grid, runs, workdir, workdir.search, on_wave)
-  if runs:
-    wait_for_all(f"search in {workdir.path}")
-    found = _evaluations(setup, runs, workdir)
-    chosen = choose(runs, found, config.metric, config.selection)
-  runs = final_runs(config, tasks, chosen)
+  runs = encoder_runs(setup)
+  began = train_missing(grid, runs, workdir, workdir.inner, on_wave)
+  wait_for_all(f"encoders in {workdir.path}")
+  scores = _encoders(setup, runs, workdir)
+  if began and scores and is_first_host():
+    print(_said(config, scores))
+  encoders = _best(scores)
+  runs = runs_before(setup, encoders)
+  began |= train_missing(grid, runs, workdir, workdir.search, on_wave)
+  wait_for_all(f"search in {workdir.path}")
+  chosen = _settings(setup, runs, workdir)
+  runs = final_runs(config, tasks, chosen, encoders)
   began |= train_missing(
     grid, runs, workdir, workdir.results, on_wave, parameters=parameters
   )
@@ -82,18 +94,55 @@ def train_table(
 
 
 def is_trained(setup: Setup, workdir: Workdir) -> bool:
-  """Whether every run of a table, and of its search, has ended or diverged."""
-  config, tasks, steps = setup.config, setup.tasks, evaluation_steps(setup.config)
+  """Whether every run of a table, and of what chooses for it, has ended or diverged."""
+  steps = evaluation_steps(setup.config)
   ids = lambda runs: {run_id(setup, run) for run in runs}
-  chosen: dict[tuple[str, Assignment], Choice] = {}
-  if config.search.trials:
-    runs = search_runs(config, tasks)
-    if not ids(runs) <= workdir.ended(workdir.search, steps):
-      return False
-    found = _evaluations(setup, runs, workdir)
-    chosen = choose(runs, found, config.metric, config.selection)
-  runs = final_runs(config, tasks, chosen)
-  return ids(runs) <= workdir.ended(workdir.results, steps)
+  ended = lambda runs, path: ids(runs) <= workdir.ended(path, steps)
+  runs = encoder_runs(setup)
+  if not ended(runs, workdir.inner):
+    return False
+  encoders = _best(_encoders(setup, runs, workdir))
+  runs = runs_before(setup, encoders)
+  if not ended(runs, workdir.search):
+    return False
+  chosen = _settings(setup, runs, workdir)
+  runs = final_runs(setup.config, setup.tasks, chosen, encoders)
+  return ended(runs, workdir.results)
+
+
+def _encoders(setup: Setup, runs: Sequence[Run], workdir: Workdir):
+  """What each encoder scores for each task, best first."""
+  ids = {run_id(setup, run) for run in runs}
+  records = [r for r in workdir.records(workdir.inner) if r["run_id"] in ids]
+  return choose_encoders(setup, records)
+
+
+def _best(scores: Mapping[Assignment, Mapping[str, float]]) -> dict[Assignment, str]:
+  return {task: next(iter(found)) for task, found in scores.items()}
+
+
+def _settings(
+  setup: Setup, runs: Sequence[Run], workdir: Workdir
+) -> dict[tuple[str, Assignment], Choice]:
+  """What a search finds; nothing without one."""
+  config = setup.config
+  if not runs:
+    return {}
+  if config.search.rule == "leave_one_source_out":
+    return choose_by_sources(setup, runs, workdir.records(workdir.search))
+  found = _evaluations(setup, runs, workdir)
+  return choose(runs, found, config.metric, config.selection)
+
+
+def _said(config: Config, scores: Mapping[Assignment, Mapping[str, float]]) -> str:
+  """What the encoders scored, a line a target."""
+  of = lambda found: ", ".join(f"{e} {100 * s:.1f}" for e, s in found.items())
+  lines = [f"  {task.target}: {of(found)}" for task, found in scores.items()]
+  head = (
+    f"Encoders by {config.metric.replace('_', ' ')} of {config.methods[0]} on sources "
+    "left out in turn, the best first; it is the one that the table trains:"
+  )
+  return "\n".join([head, *lines])
 
 
 def train_missing(
@@ -111,7 +160,7 @@ def train_missing(
     grid: What waves share.
     runs: The runs.
     workdir: Where their records go.
-    path: Which file of it: ``results``, ``search`` or ``alone``.
+    path: Which file of it: ``results``, ``inner``, ``search`` or ``alone``.
     then: Called with each finished wave once its records are on disk.
     parameters: See `train_table`.
 
@@ -131,7 +180,10 @@ def train_missing(
 
   def on_wave(wave: Wave) -> None:
     workdir.check_there()
-    if path != workdir.search:  # Before the records, which say that a run has ended.
+    if path not in (
+      workdir.search,
+      workdir.inner,
+    ):  # Before the records, which say that a run has ended.
       _keep(setup, workdir, wave)
     # A wave that is repeated after a kill appends what was not there yet.
     append_records(path, [record_of(setup, e) for e in wave.evaluations])

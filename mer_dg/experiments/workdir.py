@@ -26,7 +26,8 @@ from mer_dg.protocol import (
 )
 
 # Files of records, for each of which asked.json has two lists of runs.
-_PARTS, _NOTED = ("search", "results", "alone"), ("runs", "missing")
+_PARTS = ("inner", "search", "results", "alone")
+_NOTED = ("runs", "missing")
 
 
 class WorkdirError(ValueError):
@@ -96,7 +97,8 @@ class Workdir:
     Raises:
       WorkdirError: If there is such a record.
     """
-    ours = (*self.records(self.search), *self.records())
+    parts = (self.inner, self.search, self.results)
+    ours = [record for part in parts for record in self.records(part)]
     for record in ours:
       if record["config_hash"] != self._protocol:
         raise WorkdirError(
@@ -222,7 +224,7 @@ class Workdir:
     trained meanwhile: so it goes on in the same waves, and ends with the same numbers.
 
     Args:
-      path: `results`, `search` or `alone`.
+      path: `results`, `inner`, `search` or `alone`.
       runs: Ids of the runs.
       steps: At which each is evaluated.
       lacking: Those to be trained though they have ended.
@@ -288,6 +290,11 @@ class Workdir:
   def tensorboard(self, run: str) -> Path:
     """``tensorboard/<id of the run>``."""
     return self.path / "tensorboard" / run
+
+  @property
+  def inner(self) -> Path:
+    """``inner.jsonl``: records of runs that left out a source to choose an encoder."""
+    return self._own("inner")
 
   @property
   def search(self) -> Path:
@@ -359,13 +366,13 @@ class Workdir:
     """
     self.check_there()
     others = lambda path: [part for part in self.parts(path) if part != path]
-    for path in (self.results, self.search):
+    for path in (self.results, self.search, self.inner):
       if others(path):
         append_records(path, self.records(path))
     if others(self.diverged):
       rows = (json.dumps(row) + "\n" for row in self.gave_up())
       write_atomic(self.diverged, "".join(rows))
-    for path in (self.results, self.search, self.diverged):
+    for path in (self.results, self.search, self.inner, self.diverged):
       for part in others(path):
         part.unlink()
     raise_trials(self.results, runs)

@@ -137,6 +137,16 @@ def curve(rows: pd.DataFrame) -> dict[int, Interval]:
 _OFF = ("0", "", "none", "off", "False")
 
 
+def _chosen_per_target(rows: Sequence[AnyRecord], settings) -> bool:
+  """Whether runs differ because the sources of each target chose a setting for it."""
+  of: dict[Any, set[str]] = {}
+  for row, own in zip(rows, settings, strict=True):
+    target = (row["target"], tuple(row.get("sources", ())))
+    of.setdefault(target, set()).add(str(sorted(own.items())))
+  searched = all(row["trials"] > 1 for row in rows)
+  return searched and all(len(found) == 1 for found in of.values())
+
+
 def name_settings(records: Iterable[AnyRecord]) -> list[dict[str, Any]]:
   """Records with methods renamed where one name stands for several settings.
 
@@ -162,6 +172,8 @@ def name_settings(records: Iterable[AnyRecord]) -> list[dict[str, Any]]:
       found = {k: f"{v:.12g}" for k, v in numbers} | row.get("tags", {})
       settings.append({k: v for k, v in found.items() if v not in _OFF})
     names = dict.fromkeys(k for s in settings for k in s)
+    if _chosen_per_target(own, settings):
+      continue
     differ = [k for k in names if len({s.get(k) for s in settings}) > 1]
     for row, on in zip(own, settings, strict=True):
       shown = [k for k in differ if k in on or row["trials"] == 1]

@@ -1,13 +1,25 @@
 """Search: fresh seeds, source validation only, honest number of trials."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from mer_dg.experiments import ConfigError, make_setup, validate
+from mer_dg.experiments import ConfigError, check, make_setup, validate
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
-from mer_dg.experiments.search import choose, draws, final_runs, search_runs
+from mer_dg.experiments.search import (
+  choose,
+  choose_by_sources,
+  choose_encoders,
+  draws,
+  encoder_runs,
+  final_runs,
+  runs_before,
+  search_runs,
+)
+from mer_dg.experiments.tables import shown, train_table
+from mer_dg.experiments.workdir import Workdir
 from mer_dg.methods import numbers_of
 from mer_dg.protocol import Assignment
 
@@ -172,3 +184,101 @@ def test_a_method_without_a_space_takes_the_ranges_of_its_terms(tiny):
   low, high = numbers_of("mer", {}, ())["weight"].search
   assert name == "mer.weight"
   assert low <= value <= high
+
+
+def _records(setup, runs, score):
+  """What runs leave that score ``score(run)`` on the domain they leave out."""
+  metrics = lambda run: {"target/accuracy": score(run), "val/accuracy": 1 - score(run)}
+  return [record_of(setup, Evaluation(run, 20, metrics(run), 0.0)) for run in runs]
+
+
+def test_every_source_is_left_out_and_the_target_is_in_no_run_that_chooses(config):
+  search = dataclasses.replace(
+    config.search,
+    rule="leave_one_source_out",
+    seeds=(100,),
+    encoders=("auto", "linear"),
+  )
+  setup = make_setup(dataclasses.replace(config, search=search))
+  check(setup)
+  runs = runs_before(setup)
+  # Three domains: each pair (trained, judged), for each trial of both methods.
+  assert {(r.sources, r.target) for r in runs} == {
+    ((a,), b) for a in ("d0", "d1", "d2") for b in ("d0", "d1", "d2") if a != b
+  }
+  assert len(runs) == 6 * (1 + 5)
+  # Judged on d1 alone is what d2 and then d0 hold out: the target never trains.
+  better = lambda r: 0.9 if ("mer.weight", 0.0) in r.overrides else 0.5
+  mine = lambda r: better(r) if {*r.sources, r.target} == {"d0", "d1"} else 0.6
+  chosen = choose_by_sources(setup, runs, _records(setup, runs, mine))
+  of = {task.target: choice for (m, task), choice in chosen.items() if m == "mer_kde"}
+  assert of["d2"] == ((("mer.weight", 0.0),), 5)
+  assert of["d0"] == of["d1"] == ((), 5)  # All alike: the default.
+  # A trial that lacks a source is none.
+  lost = [r for r in runs if r.target != "d0" or not r.overrides]
+  chosen = choose_by_sources(setup, lost, _records(setup, lost, mine))
+  assert chosen["mer_kde", setup.tasks[2]][0] == ()
+
+
+def test_sources_choose_the_encoder_of_each_target(config):
+  search = dataclasses.replace(config.search, seeds=(7,), encoders=("auto", "linear"))
+  setup = make_setup(
+    dataclasses.replace(config, search=search, methods=("erm", "late"))
+  )
+  runs = encoder_runs(setup)
+  assert {r.trained for r in runs} == {"erm", "erm@linear"}
+  flat = lambda r: r.encoder == "linear" and "d2" not in (*r.sources, r.target)
+  scores = choose_encoders(setup, _records(setup, runs, lambda r: 0.5 + 0.25 * flat(r)))
+  of = {task.target: found for task, found in scores.items()}
+  assert of["d2"] == {"linear": 0.75, "auto": 0.5}
+  assert list(of["d0"]) == ["auto", "linear"]  # A tie goes to the first.
+  best = {task: next(iter(found)) for task, found in scores.items()}
+  table = final_runs(setup.config, setup.tasks, {}, best)
+  assert {(r.target, r.encoder) for r in table} == {
+    ("d0", ""),
+    ("d1", ""),
+    ("d2", "linear"),
+  }
+  assert {r.trials for r in table} == {2}
+
+
+def test_a_table_with_chosen_encoders_ends_resumes_and_is_one_table(tiny, tmp_path):
+  config = validate(
+    tiny(
+      "", methods=("erm",), seeds=(0,), total_steps=2, eval_every=2, log_every=2,
+      search__encoders=("mlp", "linear"), search__seeds=(7,),
+    )
+  )  # fmt: skip
+  setup, workdir = make_setup(config), Workdir(tmp_path / "w", config)
+  check(setup)
+  with workdir.writing():
+    runs, began = train_table(setup, workdir)
+  assert began
+  assert len(workdir.records(workdir.inner)) == 2 * 6
+  found, notes = shown(workdir)
+  assert not notes
+  assert [r["target"] for r in found] == ["d0", "d1", "d2"]
+  assert {r["tags"]["network.encoder"] for r in found} <= {"mlp", "linear"}
+  with workdir.writing():
+    again, began = train_table(setup, workdir)
+  assert (again, began) == (runs, False)
+
+
+@pytest.mark.parametrize(
+  ("fields", "said"),
+  [
+    ({"search__encoders": ("auto", "cnn")}, "config.search.encoders"),
+    ({"search__encoders": ("auto",), "search__seeds": (0,)}, "seeds of the table"),
+    ({"methods": ("erm", "erm@cnn")}, "config.recipes.erm@cnn.network.encoder"),
+  ],
+)
+def test_wrong_encoders_are_named(tiny, fields, said):
+  with pytest.raises(ConfigError, match=said):
+    validate(tiny("", **fields))
+
+
+def test_one_source_cannot_be_left_out(tiny):
+  config = tiny("", sources=("d0",), targets=("d1",), search__trials=1)
+  config.search.rule = "leave_one_source_out"
+  with pytest.raises(ConfigError, match="two sources or more; target 'd1' has"):
+    check(make_setup(validate(config)))

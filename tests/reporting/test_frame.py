@@ -62,6 +62,12 @@ def test_settings_that_a_search_chose_are_one_row(make):
     make(target=t, hyper={"lr": lr}, trials=9) for t, lr in (("a", 1), ("b", 2))
   ]
   assert named(chosen) == ["erm", "erm"]
+  words = [
+    make(target=t, tags={"network.encoder": e}, trials=2) for t, e in (("a", "x"), "by")
+  ]
+  assert named(words) == ["erm", "erm"]
+  other = make(target="b", tags={"network.encoder": "x"}, trials=2)
+  assert len({*named([*words, other])}) == 2  # Two settings of one target.
   assert named([*chosen, make(hyper={"lr": 1})]) == [
     *("erm [searched]", "erm [searched]", "erm [lr=1]")
   ]
