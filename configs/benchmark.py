@@ -1,7 +1,8 @@
 r"""The whole benchmark: four sets, nine methods, protocols and subsets of modalities.
 
   python main.py --mode=benchmark --config=configs/benchmark.py
-  python main.py --mode=benchmark --config=configs/benchmark.py:single_source,in_domain
+  python main.py --mode=benchmark \
+    --config=configs/benchmark.py:single_source,target_alone,with_target
   # One set, every two or more modalities, tuned on source validation:
   python main.py --mode=benchmark --config=configs/benchmark.py:gesture_phase \
     --config.benchmark.subsets=fused --config.search.trials=16
@@ -15,7 +16,7 @@ Reports made with it, with time and device: docs/results.md.
 
 from configs import _sets, common, mm_study
 
-PROTOCOLS = ("leave_one_domain_out", "single_source", "in_domain")
+PROTOCOLS = ("leave_one_domain_out", "single_source", "target_alone", "with_target")
 
 
 def get_config(chosen: str = ""):

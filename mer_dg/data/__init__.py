@@ -26,7 +26,7 @@ from mer_dg.data.logmel import framed_waveform, log_mel
 from mer_dg.data.npz import from_arrays, load_npz, save_npz
 from mer_dg.data.registry import register_dataset
 from mer_dg.data.sampling import Pool, draw_batch, make_pool, shuffled
-from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
+from mer_dg.data.splits import Split, leave_one_domain_out, target_alone, with_target
 from mer_dg.data.suspicions import suspicions
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
   "framed_waveform",
   "from_arrays",
   "gather_batch",
-  "in_domain",
   "infer_kind",
   "leave_one_domain_out",
   "load_av_digits",
@@ -60,5 +59,7 @@ __all__ = [
   "save_npz",
   "shuffled",
   "suspicions",
+  "target_alone",
   "to_arrays",
+  "with_target",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -106,10 +107,10 @@ def every_domain(dataset: Dataset, *, split_seed: int, val_fraction: float) -> S
   return Split(NOBODY, dataset.domain_names, train, val, np.zeros(0, np.int64))
 
 
-def in_domain(
+def target_alone(
   dataset: Dataset, target: str, *, split_seed: int, val_fraction: float
 ) -> Split:
-  """Splits one domain into train, validation and test rows: the upper bound.
+  """Splits one domain into train, validation and test rows.
 
   Test rows are those that validate this domain where it is a source
   (`leave_one_domain_out`), or the ``test`` rows that the file marks; validation rows
@@ -141,15 +142,39 @@ def in_domain(
     held = pick(rows, domain_rng(split_seed, target))
     test, rest, val = rows[held], rows[~held], rows[:0]
   if not val.size:
-    val = rest[pick(rest, domain_rng(split_seed, f"{target}/in_domain"))]
+    val = rest[pick(rest, domain_rng(split_seed, f"{target}/target_alone"))]
   train = np.setdiff1d(rest, val)
   if not (train.size and val.size and test.size):
     raise DataError(
       f"{dataset.name}: domain {target!r} ({rows.size} rows) leaves {train.size} "
-      f"training, {val.size} validation and {test.size} test rows; in_domain needs "
+      f"training, {val.size} validation and {test.size} test rows; target_alone needs "
       "some of each."
     )
   return Split(target, (target,), {target: train}, {target: val}, test)
+
+
+def with_target(
+  dataset: Dataset,
+  target: str,
+  *,
+  sources: Sequence[str] = (),
+  split_seed: int,
+  val_fraction: float,
+) -> Split:
+  """Trains on the sources and on rows of the target: the upper bound.
+
+  The target's rows are those of `target_alone`, and so is what tests; validation rows
+  are of all domains that train.
+
+  Args and errors as `target_alone`; ``sources`` are all other domains by default.
+  """
+  own = target_alone(dataset, target, split_seed=split_seed, val_fraction=val_fraction)
+  for name in sources:
+    dataset.domain_id(name)
+  others = tuple(d for d in sources or dataset.domain_names if d != target)
+  train, val = _split_sources(dataset, others, split_seed, val_fraction)
+  everyone = (*others, target)
+  return Split(target, everyone, {**train, **own.train}, {**val, **own.val}, own.test)
 
 
 def _check_fraction(val_fraction: float) -> None:

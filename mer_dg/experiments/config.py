@@ -334,7 +334,8 @@ class Config:
   # Source domains; () is every domain but the target.
   sources: Names = ()
   # leave_one_domain_out; single_source: all ordered pairs of a source and a target;
-  # in_domain: train on rows of the target itself, the upper bound.
+  # target_alone: train on rows of the target itself and nothing else; with_target: on
+  # the sources, too, the upper bound.
   protocol: Annotated[str, _one_of(*PROTOCOLS)] = "leave_one_domain_out"
   # Of a single run; "a+b" composes two recipes, "a@mlp" is a with that encoder.
   method: Text = "mer_kde"
@@ -473,9 +474,9 @@ def settings(config: Config, method: str = "") -> tuple[NetworkFields, Optimizer
 
 def _check_protocol(config: Config) -> None:
   protocol, sources = config.protocol, config.sources
-  if protocol == "in_domain" and sources:
+  if protocol == "target_alone" and sources:
     raise ConfigError(
-      f"config.sources={sources} must be () with config.protocol='in_domain': every "
+      f"config.sources={sources} must be () with config.protocol='target_alone': every "
       "target trains on rows of its own."
     )
   if protocol == "single_source" and config.target and len(sources) != 1:

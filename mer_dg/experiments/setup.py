@@ -17,7 +17,12 @@ from mer_dg.data.dataset import Dataset
 from mer_dg.data.npz import load_npz
 from mer_dg.data.registry import REGISTERED
 from mer_dg.data.sampling import Pool, make_pool
-from mer_dg.data.splits import Split, in_domain, leave_one_domain_out
+from mer_dg.data.splits import (
+  Split,
+  leave_one_domain_out,
+  target_alone,
+  with_target,
+)
 from mer_dg.data.video.dataset import VIDEO_SETS, load_video
 from mer_dg.data.video.reader import MAX_DAMAGED
 from mer_dg.evaluation.evaluators import (
@@ -114,7 +119,7 @@ class Setup:
   def inner(self, task: Assignment) -> tuple[Assignment, ...]:
     """The tasks in which each source of a task is left out in turn; of one none."""
     sources = self.folds[task].sources
-    if len(sources) < 2:
+    if len(sources) < 2 or task.target in sources:
       return ()
     others = lambda source: tuple(s for s in sources if s != source)
     return tuple(Assignment(source, others(source)) for source in sources)
@@ -231,9 +236,12 @@ def _folds(config: Config, dataset: Dataset):
   rows: dict[str, Any] = dict(
     split_seed=config.split_seed, val_fraction=config.data.val_fraction
   )
-  if config.protocol == "in_domain":
-    folds = {task: in_domain(dataset, task.target, **rows) for task in tasks}
+  if config.protocol == "target_alone":
+    folds = {task: target_alone(dataset, task.target, **rows) for task in tasks}
     return tuple(tasks), folds
+  if config.protocol == "with_target":
+    own = lambda task: with_target(dataset, task.target, sources=task.sources, **rows)
+    return tuple(tasks), {task: own(task) for task in tasks}
   drop = config.data.drop_unseen_classes
   split = lambda task: leave_one_domain_out(
     dataset, task.target, sources=task.sources, drop_unseen_classes=drop, **rows

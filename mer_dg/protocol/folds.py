@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from mer_dg.protocol.selection import AnyRecord, single_sources
 
-PROTOCOLS = ("leave_one_domain_out", "single_source", "in_domain")
+PROTOCOLS = ("leave_one_domain_out", "single_source", "target_alone", "with_target")
+# What records of older versions call them.
+FORMER = {"in_domain": "target_alone"}
 # Most columns "source to target" that a table is given; with more domains the pairs of
 # a target share its column.
 MOST_PAIRS = 12
@@ -36,13 +38,15 @@ def assignments(
 
   * ``leave_one_domain_out``: each target, trained on all other domains.
   * ``single_source``: all ordered pairs of one source and another target.
-  * ``in_domain``: each target trained on rows of its own, the upper bound.
+  * ``target_alone``: each target trained on rows of its own, and nothing else.
+  * ``with_target``: on all other domains and rows of its own, the upper bound.
 
   Args:
     protocol: One of `PROTOCOLS`.
     domains: All domains of the set.
     targets: Domains to test on; () is all of them.
-    sources: Domains that may train; () is all of them. Not for ``in_domain``.
+    sources: Domains that may train; () is all of them. Not for ``target_alone``;
+      ``with_target`` adds the target.
 
   Returns:
     In the order of sources, where they are single, then targets.
@@ -57,7 +61,7 @@ def assignments(
   if protocol not in PROTOCOLS:
     raise ValueError(f"protocol={protocol!r} is not one of {PROTOCOLS}.")
   targets = tuple(targets) or tuple(domains)
-  if protocol == "in_domain":
+  if protocol == "target_alone":
     return tuple(Assignment(t, (t,)) for t in targets)
   if protocol == "single_source":
     sources = tuple(sources) or tuple(domains)

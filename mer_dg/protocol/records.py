@@ -17,6 +17,7 @@ import warnings
 import zlib
 
 from mer_dg.files import naming, write_atomic
+from mer_dg.protocol.folds import FORMER
 
 
 class RecordError(ValueError):
@@ -371,7 +372,8 @@ _CHECKSUM = re.compile(rb', "crc": "([0-9a-f]{8})"}$')
 def _from_line(line: bytes) -> Record:
   value = json.loads(line.decode())  # Bytes would be probed for UTF-16.
   if isinstance(value, dict):
-    value.setdefault("protocol", _DEFAULT_PROTOCOL)
+    if isinstance(named := value.setdefault("protocol", _DEFAULT_PROTOCOL), str):
+      value["protocol"] = FORMER.get(named, named)
     value.setdefault("damaged", 0)
     if "tags" not in value and isinstance(value.get("hyper"), dict):
       value |= _without_words(value["hyper"])

@@ -107,7 +107,8 @@ RULES = {
 # What a table of another protocol than leaving one domain out has to say of itself.
 PROTOCOLS = {
   "single_source": "trained on one source domain",
-  "in_domain": "trained on rows of the target itself (upper bound)",
+  "target_alone": "trained on rows of the target itself alone",
+  "with_target": "trained on the sources and rows of the target itself (upper bound)",
 }
 # Shown in percent; every other metric is shown as it is, with three decimals.
 _PERCENT = ("accuracy", "balanced_accuracy", "ece")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mer_dg.data.dataset import DataError, make_dataset
-from mer_dg.data.splits import in_domain, leave_one_domain_out
+from mer_dg.data.splits import leave_one_domain_out, target_alone, with_target
 
 _SEED = {"split_seed": 0, "val_fraction": 0.2}
 
@@ -179,10 +179,10 @@ def test_splitting_is_not_slow():
   assert time.perf_counter() - start < 5.0  # About 0.2 s; quadratic would be minutes.
 
 
-def test_in_domain_has_three_parts_of_one_domain():
+def test_target_alone_has_three_parts_of_one_domain():
   group = np.arange(600) // 15
   dataset = _dataset(group=group)
-  split = in_domain(dataset, "d1", **_SEED)
+  split = target_alone(dataset, "d1", **_SEED)
   assert split.sources == ("d1",)
   parts = [split.train["d1"], split.val["d1"], split.test]
   domain = np.flatnonzero(dataset.domain == 1)
@@ -197,21 +197,38 @@ def test_in_domain_has_three_parts_of_one_domain():
   np.testing.assert_array_equal(split.test, outside.val["d1"])
 
 
-def test_in_domain_takes_the_split_of_the_file():
+def test_target_alone_takes_the_split_of_the_file():
   part = np.tile([0, 0, 0, 1, 1, 1, 2, 2, 2], 67)[:600]
-  split = in_domain(_dataset(split=part), "d2", **_SEED)
+  split = target_alone(_dataset(split=part), "d2", **_SEED)
   assert (part[split.train["d2"]] == 0).all()
   assert (part[split.val["d2"]] == 1).all()
   assert (part[split.test] == 2).all()
   # Without val rows a share of the training rows validates, never a test row.
   part = np.where(part == 1, 0, part)
-  split = in_domain(_dataset(split=part), "d2", **_SEED)
+  split = target_alone(_dataset(split=part), "d2", **_SEED)
   assert split.val["d2"].size
   assert (part[split.val["d2"]] == 0).all()
   assert not set(split.val["d2"]) & set(split.train["d2"])
 
 
+def test_the_upper_bound_adds_the_target_to_the_sources():
+  dataset = _dataset(group=np.arange(600) // 15)
+  alone = target_alone(dataset, "d1", **_SEED)
+  split = with_target(dataset, "d1", **_SEED)
+  assert split.sources == ("d0", "d2", "d1")
+  np.testing.assert_array_equal(split.test, alone.test)
+  np.testing.assert_array_equal(split.train["d1"], alone.train["d1"])
+  usual = leave_one_domain_out(dataset, "d1", **_SEED)
+  for d in ("d0", "d2"):
+    np.testing.assert_array_equal(split.train[d], usual.train[d])
+    np.testing.assert_array_equal(split.val[d], usual.val[d])
+  used = np.concatenate([*split.train.values(), *split.val.values()])
+  assert not set(split.test) & set(used)
+  fewer = with_target(dataset, "d1", sources=("d2",), **_SEED)
+  assert fewer.sources == ("d2", "d1")
+
+
 def test_a_domain_too_small_for_three_parts_is_named():
   one_group = _dataset(group=np.arange(600) % 3)
-  with pytest.raises(DataError, match="'d1'.*in_domain needs"):
-    in_domain(one_group, "d1", **_SEED)
+  with pytest.raises(DataError, match="'d1'.*target_alone needs"):
+    target_alone(one_group, "d1", **_SEED)

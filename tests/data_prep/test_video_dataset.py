@@ -11,7 +11,7 @@ pytest.importorskip("PIL")
 from data_prep import audit
 from mer_dg.data.arrays import eval_blocks
 from mer_dg.data.dataset import DataError
-from mer_dg.data.splits import in_domain, leave_one_domain_out
+from mer_dg.data.splits import leave_one_domain_out, target_alone
 from mer_dg.data.stream import stream_blocks
 from mer_dg.data.video.clips import VIDEO
 from mer_dg.data.video.dataset import load_video
@@ -50,7 +50,7 @@ def test_rows_of_a_task_are_those_of_the_published_lists(epic):
 
 def test_the_upper_bound_trains_on_the_targets_train_list(epic):
   apart = dataclasses.replace(epic, group=np.arange(9))  # Not one recording.
-  split = in_domain(apart, "D3", split_seed=0, val_fraction=0.5)
+  split = target_alone(apart, "D3", split_seed=0, val_fraction=0.5)
   rows = [*split.train["D3"], *split.val["D3"]]
   assert sorted(_ids(epic, rows)) == ["D3/train/7", "D3/train/8"]
   assert _ids(epic, split.test) == ["D3/test/9"]

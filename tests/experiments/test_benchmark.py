@@ -19,14 +19,14 @@ def config(tiny):
     "calm": {},
     "noisy": {"data": {"cooccurrence": {"noise": (1.0, 1.0)}}},
   }
-  made.benchmark.protocols = ("leave_one_domain_out", "in_domain")
+  made.benchmark.protocols = ("leave_one_domain_out", "target_alone")
   return made
 
 
 NAMES = [
   f"{s}/{p}/m0+m1"
   for s in ("calm", "noisy")
-  for p in ("leave_one_domain_out", "in_domain")
+  for p in ("leave_one_domain_out", "target_alone")
 ]
 
 
@@ -43,7 +43,7 @@ def test_the_plan_changes_what_a_set_says_and_nothing_else(config, tmp_path):
   assert not noisy.benchmark.datasets
   assert [c.setup.config.protocol for c in cells[:2]] == [
     "leave_one_domain_out",
-    "in_domain",
+    "target_alone",
   ]
   assert [c.trainings for c in cells] == [4] * 4  # Targets x seeds.
   assert not list(tmp_path.iterdir())  # Planning writes nothing.

@@ -201,7 +201,7 @@ def test_protocol_is_what_rows_of_a_table_share(tiny):
   same |= {"network__dropout": 0.1, "optimizer__lr": 0.5, "log_every": 10, "wave": 3}
   same |= {"search__trials": 4, "selection": "re-paired_val", "data__audio": "waveform"}
   other = {"total_steps": 40, "eval_every": 20, "batch_size": 6, "split_seed": 1}
-  other |= {"metric": "balanced_accuracy", "protocol": "in_domain"}
+  other |= {"metric": "balanced_accuracy", "protocol": "target_alone"}
   other |= {"data__val_fraction": 0.3, "data__cooccurrence__seed": 7}
   other |= {"data__drop_unseen_classes": True, "data__modalities": ("m1", "m0")}
   for field, value in same.items():

@@ -62,8 +62,8 @@ def test_a_shared_training_is_that_of_the_pair_alone(pairs, tiny, comparable):
   assert other[0]["metrics"]["target/nll"] != mine[0]["metrics"]["target/nll"]
 
 
-def test_in_domain_records_name_the_target_as_source(tiny, tmp_path):
-  config = tiny("", protocol="in_domain", methods=("erm",), targets=("d0", "d2"))
+def test_target_alone_records_name_the_target_as_source(tiny, tmp_path):
+  config = tiny("", protocol="target_alone", methods=("erm",), targets=("d0", "d2"))
   config.seeds = (0,)
   experiments.run(config, workdir=str(tmp_path))
   records = Workdir(tmp_path, validate(config)).records()
@@ -72,21 +72,30 @@ def test_in_domain_records_name_the_target_as_source(tiny, tmp_path):
   assert not set(split.test) & {*split.train["d2"], *split.val["d2"]}
 
 
+def test_the_upper_bound_trains_on_sources_and_target(tiny):
+  setup = make_setup(validate(tiny("", protocol="with_target", targets=("d2",))))
+  (task,) = setup.tasks
+  split = setup.folds[task]
+  assert split.sources == ("d0", "d1", "d2")
+  assert setup.facts("erm", task).num_domains == 3
+  assert not set(split.test) & {*split.train["d2"], *split.val["d2"]}
+
+
 def test_what_does_not_fit_a_protocol_is_refused(tiny, tmp_path):
   with pytest.raises(ConfigError, match=r"config\.protocol='loo' must be one of"):
     validate(tiny("", protocol="loo"))
   with pytest.raises(
-    ConfigError, match="must be \\(\\) with config.protocol='in_domain'"
+    ConfigError, match="must be \\(\\) with config.protocol='target_alone'"
   ):
-    validate(tiny("", protocol="in_domain", sources=("d0",)))
+    validate(tiny("", protocol="target_alone", sources=("d0",)))
   with pytest.raises(ConfigError, match="must name the one source of a single run"):
     validate(tiny("d1", protocol="single_source"))
   validate(tiny("d1", protocol="single_source", sources=("d0",)))
   alone = tiny("", protocol="single_source", sources=("d0",), targets=("d0",))
   with pytest.raises(ConfigError, match="'single_source' leaves no task"):
     experiments.run(alone, workdir=str(tmp_path))
-  inside = tiny("", protocol="in_domain")
-  with pytest.raises(ConfigError, match="'in_domain': --mode=diagnose compares"):
+  inside = tiny("", protocol="target_alone")
+  with pytest.raises(ConfigError, match="'target_alone': --mode=diagnose compares"):
     experiments.run(inside, workdir=str(tmp_path), mode="diagnose")
 
 

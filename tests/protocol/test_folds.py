@@ -29,8 +29,14 @@ def test_single_source_is_every_ordered_pair_once():
   assert fewer == (Assignment("b", ("a",)),)
 
 
-def test_in_domain_trains_on_the_target():
-  assert assignments("in_domain", DOMAINS, targets=("b",)) == (Assignment("b", ("b",)),)
+def test_target_alone_trains_on_the_target():
+  assert assignments("target_alone", DOMAINS, targets=("b",)) == (
+    Assignment("b", ("b",)),
+  )
+
+
+def test_the_upper_bound_has_a_task_per_target():
+  assert assignments("with_target", DOMAINS, targets=("b",)) == (Assignment("b"),)
 
 
 def test_an_unknown_protocol_lists_the_known():

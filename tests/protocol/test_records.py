@@ -173,6 +173,12 @@ def test_the_older_name_of_re_paired_validation_is_read(tmp_path, make):
   assert record["metrics"] == {"val/re-paired/nll": 0.5}
 
 
+def test_the_older_name_of_a_protocol_is_read(tmp_path, make):
+  path = tmp_path / "results.jsonl"
+  protocol.append_records(path, [make() | {"protocol": "in_domain"}])
+  assert [r["protocol"] for r in protocol.read_records(path)] == ["target_alone"]
+
+
 def test_a_writer_killed_at_any_moment_loses_and_doubles_nothing(tmp_path, make):
   path = tmp_path / "results.jsonl"
   code = (

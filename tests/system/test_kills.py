@@ -36,7 +36,7 @@ KINDS = {
     "--config=configs/cooccurrence.py",
     "--config.methods=('erm',)",
     "--config.seeds=(0,)",
-    "--config.benchmark.protocols=('leave_one_domain_out','in_domain')",
+    "--config.benchmark.protocols=('leave_one_domain_out','target_alone')",
   ],
 }
 KILLS = 6
