@@ -22,6 +22,7 @@ from mer_dg.evaluation.metrics import (
   accuracy,
   balanced_accuracy,
   classification_metrics,
+  margin,
   nll,
   reliability_metrics,
 )
@@ -153,22 +154,30 @@ def _missing(metric: str, seen: Seen, fuse: Fuse) -> Metrics:
   return found
 
 
-def _re_paired(seen: Seen, where: jax.Array, fuse: Fuse) -> jax.Array:
-  """Logits of rows whose modalities come from others of the class."""
+def _re_paired(
+  seen: Seen, where: jax.Array, fuse: Fuse, *, within: bool = False
+) -> jax.Array:
+  """Logits of rows whose modalities come from others of the class (and domain)."""
   names = tuple(seen.embeddings)
   if len(names) == 1:
     return seen.logits
+  label, domain = seen.label, seen.domain
+  if within:  # Pairs of class and domain take the place of classes.
+    label = label * (jnp.max(domain) + 2) + domain + 1
+    domain = jnp.zeros_like(domain)
   # One re-pairing per task: methods, seeds and steps are judged on the same samples.
-  rows = repair_within_class(seen.label, seen.domain, jax.random.key(0), names, where)
+  rows = repair_within_class(label, domain, jax.random.key(0), names, where)
   return re_paired_logits(fuse, seen.embeddings, seen.present, rows)
 
 
 def _re_paired_validation(metric: str, seen: Seen, fuse: Fuse) -> Metrics:
-  logits = _re_paired(seen, seen.val, fuse)
-  return {
-    f"val/re-paired/{metric}": HEADLINE[metric](logits, seen.label, seen.val),
-    "val/re-paired/nll": nll(logits, seen.label, seen.val),
-  }
+  """``val/re-paired/...`` across domains, ``val/re-paired_within/...`` inside each."""
+  found = {"val/margin": margin(seen.logits, seen.label, seen.val)}
+  for name, within in (("re-paired", False), ("re-paired_within", True)):
+    logits = _re_paired(seen, seen.val, fuse, within=within)
+    for of, fn in ((metric, HEADLINE[metric]), ("nll", nll), ("margin", margin)):
+      found[f"val/{name}/{of}"] = fn(logits, seen.label, seen.val)
+  return found
 
 
 def _re_paired_target(metric: str, seen: Seen, fuse: Fuse) -> Metrics:

@@ -99,6 +99,26 @@ def nll(
   return jnp.where(jnp.any(mask), cross_entropy(logits, label, where=mask), jnp.nan)
 
 
+def margin(
+  logits: jax.Array, label: jax.Array, where: jax.Array | None = None
+) -> jax.Array:
+  """Mean of the label's logit minus the largest other one. Args as `confusion`.
+
+  It goes on where accuracy is at its top: a prediction that is still right, but less
+  surely, loses margin.
+
+  Example:
+    >>> print(margin(jnp.array([[3.0, 1.0, 0.0]]), jnp.array([0])))
+    2.0
+  """
+  mask = _masked.check(logits, label, where)
+  logits = logits.astype(jnp.float32)
+  own = jnp.arange(logits.shape[-1])[None, :] == label[:, None]
+  true = jnp.sum(jnp.where(own, logits, 0), axis=-1)
+  other = jnp.max(jnp.where(own, -jnp.inf, logits), axis=-1)
+  return _masked.mean_or_nan(true - other, mask)
+
+
 def brier(
   logits: jax.Array, label: jax.Array, where: jax.Array | None = None
 ) -> jax.Array:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from mer_dg import protocol
 from mer_dg.protocol import Interval
 from mer_dg.reporting import frame, names
 
@@ -24,6 +25,16 @@ INSIDE = {
   "cka_debiased": "CKA, debiased",
   "procrustes": "Procrustes",
   "effective_rank": "effective rank",
+}
+# What is lost by re-pairing, and how it is measured: metric ("" is the headline), and
+# whose partners.
+RELIANCE = {
+  "lost": ("", "re-paired"),
+  "lost, same domain": ("", "re-paired_within"),
+  "NLL": ("nll", "re-paired"),
+  "NLL, same domain": ("nll", "re-paired_within"),
+  "margin": ("margin", "re-paired"),
+  "margin, same domain": ("margin", "re-paired_within"),
 }
 SCORED = {"source validation": "val", "target": "target"}  # Curves on one axis.
 _UNITS = {"entropy": "nats", "effective_rank": "dimensions"}
@@ -129,16 +140,24 @@ def reliance(rows: pd.DataFrame, metric: str) -> dict[str, dict[str, Interval]]:
   """What each method loses on the sources when modalities are re-paired.
 
   Returns:
-    ``{method: source val., re-paired, lost, target}``, means over targets; empty for a
-    single modality, which cannot be re-paired, and where a run lacks it.
+    ``{method: {column: mean over targets}}``, `RELIANCE` and the score of the target;
+    empty for a single modality, which cannot be re-paired, and where a run lacks it.
   """
-  val = frame.pick(rows, metric, "val")
-  moved = frame.pick(rows, metric, "val", "re-paired")
-  if len(moved) < rows["run_id"].nunique() or len(rows["modalities"].iloc[0]) < 2:
+  if len(rows["modalities"].iloc[0]) < 2:
     return {}
-  other = val["run_id"].map(moved.set_index("run_id")["value"])
-  lost = val.assign(value=val["value"] - other)
-  parts = {"source val.": val, "re-paired": moved, "lost": lost}
+  parts = {"source val.": frame.pick(rows, metric, "val")}
+  for name, (of, condition) in RELIANCE.items():
+    val = frame.pick(rows, of or metric, "val")
+    moved = frame.pick(rows, of or metric, "val", condition)
+    if min(len(val), len(moved)) < rows["run_id"].nunique():
+      continue  # Records of older versions.
+    if name == "lost":
+      parts["re-paired"] = moved
+    other = val["run_id"].map(moved.set_index("run_id")["value"])
+    sign = -1 if of in protocol.LOWER_IS_BETTER else 1
+    parts[name] = val.assign(value=sign * (val["value"] - other))
+  if "lost" not in parts:
+    return {}
   parts["target"] = frame.pick(rows, metric)
   found = {name: frame.intervals(part) for name, part in parts.items()}
   return {m: {name: found[name][m] for name in parts} for m in found["target"]}

@@ -335,8 +335,8 @@ class _Section:
 
     show = lambda cell, _="": names.interval(cell, metric)
     if relied := extras.reliance(rows, metric):
-      lost = lambda cell: names.number(cell.mean, metric, "+")
-      body = [[names.display(m), *(lost(c) if k == "lost" else show(c)
+      lost = lambda k, c: names.number(c.mean, extras.RELIANCE[k][0] or metric, "+")
+      body = [[names.display(m), *(lost(k, c) if k in extras.RELIANCE else show(c)
                                    for k, c in parts.items())]
               for m, parts in relied.items()]  # fmt: skip
       out["reliance"] = ["method", *next(iter(relied.values()))], body

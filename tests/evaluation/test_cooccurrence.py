@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mer_dg import evaluation
+from mer_dg.evaluation import evaluators
 
 
 def repair(label, domain, seed=0, modalities=("a", "b", "c"), where=None):
@@ -146,3 +147,41 @@ def test_bad_arguments():
   z, present = {"a": jnp.ones((3, 1))}, {"a": jnp.ones(3, bool)}
   with pytest.raises(ValueError, match=r"rows has modalities \['b'\]"):
     evaluation.cooccurrence_reliance(lambda z, p: z, z, present, label, {"b": label})
+
+
+def lost(z, label, domain):
+  """What re-pairing across domains, and inside them, takes of sign(a + b)."""
+  n = len(label)
+  fuse = lambda z, _: jnp.concatenate([-(z["a"] + z["b"]), z["a"] + z["b"]], axis=1)
+  present = {m: jnp.ones(n, bool) for m in z}
+  every = jnp.ones(n, bool)
+  seen = evaluators.Seen(fuse(z, present), z, present, label, domain, every, ~every)
+  asked = {e.name: e.fn for e in evaluators.evaluators("accuracy", 2, 2)}
+  found = asked["prediction"](seen, fuse) | asked["re-paired validation"](seen, fuse)
+  of = lambda name, metric: float(found[f"val/{name}{metric}"])
+  return {
+    (name, metric): of("", metric) - of(f"{name}/", metric)
+    for name in ("re-paired", "re-paired_within")
+    for metric in ("accuracy", "nll", "margin")
+  }
+
+
+def test_two_re_pairings_tell_cancelling_a_domain_from_reading_together():
+  rng = np.random.default_rng(0)
+  label, domain = rng.integers(0, 2, 400), rng.integers(0, 2, 400)
+  sign, place = 2.0 * label - 1, 6.0 * domain - 3
+  # "b" tells the domain, which "a" then lacks: right with partners of the same domain.
+  z = {"a": jnp.asarray(sign + place)[:, None], "b": jnp.asarray(-place)[:, None]}
+  found = lost(z, jnp.asarray(label), jnp.asarray(domain))
+  assert found["re-paired", "accuracy"] > 0.4
+  assert found["re-paired", "margin"] == pytest.approx(0.0, abs=1.0)  # Both ways.
+  assert found["re-paired", "nll"] < -1
+  for metric in ("accuracy", "nll", "margin"):
+    assert abs(found["re-paired_within", metric]) < 1e-6
+  # A noise that both share and that cancels has to be read from one sample.
+  noise = 6.0 * rng.integers(0, 2, 400) - 3
+  z = {"a": jnp.asarray(sign + noise)[:, None], "b": jnp.asarray(-noise)[:, None]}
+  found = lost(z, jnp.asarray(label), jnp.asarray(domain))
+  assert found["re-paired", "accuracy"] > 0.15
+  assert found["re-paired_within", "accuracy"] > 0.15
+  assert found["re-paired_within", "nll"] < -0.5

@@ -111,8 +111,10 @@ def test_reliability_and_reliance(frames, expected):
     filled = [b for b in expected["reliability"][m] if b[0]]
     same(bins.to_numpy().tolist(), filled, m)
   found = extras.reliance(frames["source_val"], "accuracy")
-  parts = {m: [interval(v) for v in own.values()] for m, own in found.items()}
+  columns = ("source val.", "re-paired", "lost", "target")
+  parts = {m: [interval(own[c]) for c in columns] for m, own in found.items()}
   same(parts, expected["reliance"])
+  assert list(next(iter(found.values()))) == [*columns[:3], "NLL", "target"]
 
 
 def test_inside(frames, expected):
