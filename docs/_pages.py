@@ -1,12 +1,12 @@
-"""Pages made from what they describe: config fields, the API, the leaderboard.
+"""Pages made from what they describe: config fields, API, records, notebooks.
 
-Config fields and API are made when the docs are built (`conf.py`). The leaderboard is
+All but the leaderboard are made when the docs are built (`conf.py`). The leaderboard is
 tracked, so that a code host shows it; `python docs/_pages.py` makes it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import csv
 import importlib
 from pathlib import Path
@@ -15,7 +15,8 @@ from types import ModuleType
 
 from mer_dg import protocol
 from mer_dg.experiments.fields import described
-from mer_dg.reporting import names
+from mer_dg.protocol import write_atomic
+from mer_dg.reporting import figures, names
 
 DOCS = Path(__file__).parent
 # The rooms in the order in which a reader wants them, and what each is for.
@@ -92,18 +93,47 @@ def fields() -> str:
 def leaderboard() -> str:
   """Means over held-out domains of every table in docs/results, best first."""
   parts = [LEADERBOARD]
+  for name, (dataset, version, modalities, metric), own in _boards():
+    parts.append(f"\n## {dataset} ({modalities.replace('+', ' + ')}), {name}\n")
+    parts.append(f"Target {names.metric_name(metric)}; data version `{version}`;")
+    parts.append(f"[records](results/{name}/table.csv).\n")
+    parts.append(_ranked(own, metric))
+  return "\n".join(parts) + "\n"
+
+
+def gallery() -> tuple[str, dict[str, bytes]]:
+  """The page of figures of every table in docs/results, and the figures by name."""
+  parts, drawn = [GALLERY], {}
+  for name, (dataset, _, modalities, metric), own in _boards():
+    file = f"{name}-{dataset}-{modalities.replace('+', '-')}.svg"
+    found = _scores(own, "value")
+    # Tables of older versions do not have it.
+    val = _scores(own, "source_val") if "source_val" in own[0] else {}
+    figure = figures.forest_plot(
+      {m: protocol.summarize(of) for m, of in found.items()},
+      names.looks(found),
+      metric=metric,
+      xlabel=names.metric_name(metric),
+      dots={m: [protocol.summarize({t: u}).mean for t, u in of.items()]
+            for m, of in found.items()},
+      beside={m: protocol.summarize(of) for m, of in val.items()},
+    )  # fmt: skip
+    drawn[file] = figures.to_bytes(figure, "svg")
+    shown = modalities.replace("+", " + ")
+    parts.append(f"\n## {dataset} ({shown})\n")
+    parts.append(f"![Scores of {len(found)} methods on {dataset}](gallery/{file})\n")
+    parts.append(f"[Records of `{name}`](../results/{name}/table.csv).")
+  return "\n".join(parts) + "\n", drawn
+
+
+def _boards() -> Iterator[tuple[str, tuple[str, ...], list[dict]]]:
+  """Name, key and rows of every table that holds out each domain in turn."""
   for path in sorted((DOCS / "results").glob("*/table.csv")):
     with path.open() as file:
       rows = [r for r in csv.DictReader(file) if r["selection"] == "source_val"
               and r["protocol"] == "leave_one_domain_out"]  # fmt: skip
     for key, own in protocol.group_by(rows, _board).items():
-      dataset, version, modalities, metric = key
-      shown = modalities.replace("+", " + ")
-      parts.append(f"\n## {dataset} ({shown}), {path.parent.name}\n")
-      parts.append(f"Target {names.metric_name(metric)}; data version `{version}`;")
-      parts.append(f"[records](results/{path.parent.name}/table.csv).\n")
-      parts.append(_ranked(own, metric))
-  return "\n".join(parts) + "\n"
+      yield path.parent.name, key, own
 
 
 def _board(row: dict) -> tuple[str, ...]:
@@ -111,10 +141,7 @@ def _board(row: dict) -> tuple[str, ...]:
 
 
 def _ranked(rows: list[dict], metric: str) -> str:
-  scores: dict[str, dict] = {}
-  for r in rows:
-    units = scores.setdefault(r["method"], {}).setdefault(r["target"], {})
-    units[r["seed"], r["split_seed"]] = float(r["value"])
+  scores = _scores(rows, "value")
   found = {m: protocol.summarize(of) for m, of in scores.items()}
   sign = 1 if metric in protocol.LOWER_IS_BETTER else -1
   body = []
@@ -129,6 +156,25 @@ def _ranked(rows: list[dict], metric: str) -> str:
     ])  # fmt: skip
   header = ["method", "mean", "difference to ERM", "runs", "settings"]
   return names.pipe_table(header, body)
+
+
+def _scores(rows: list[dict], column: str) -> dict[str, dict]:
+  """``{method: {target: {unit: value}}}``."""
+  scores: dict[str, dict] = {}
+  for r in rows:
+    units = scores.setdefault(r["method"], {}).setdefault(r["target"], {})
+    units[r["seed"], r["split_seed"]] = float(r[column])
+  return scores
+
+
+GALLERY = """# Gallery of reports
+
+The main figure of every table whose records are in `docs/results`, drawn from them when
+these pages are built. Filled: mean over held-out domains with its 95 % interval for
+*new* domains, each domain a dot; open, where the records have it: validation rows of
+the source domains. A wide gap is what does not carry over. Numbers:
+[leaderboard](../leaderboard.md); what to believe of them: [results](../results.md).
+"""
 
 
 LEADERBOARD = """# Leaderboard
@@ -158,10 +204,19 @@ def make() -> None:
   folder.mkdir(exist_ok=True)
   pages = {room: api(room) for room in ROOMS} | {"config": fields()}
   pages["changelog"] = "```{include} ../../CHANGELOG.md\n```\n"
-  for name, text in pages.items():
-    path = folder / f"{name}.md"
-    if not path.exists() or path.read_text() != text:  # Sphinx builds what is newer.
-      path.write_text(text)
+  pages["gallery"], drawn = gallery()
+  files = {f"{name}.md": text.encode() for name, text in pages.items()}
+  files |= {f"gallery/{name}": svg for name, svg in drawn.items()}
+  for path in (DOCS.parent / "notebooks").glob("*.ipynb"):
+    text = path.read_text().replace("](../docs/", "](../../")
+    files[f"notebooks/{path.name}"] = text.encode()
+  for name, content in files.items():
+    path = folder / name
+    if (
+      not path.exists() or path.read_bytes() != content
+    ):  # Sphinx builds what is newer.
+      path.parent.mkdir(exist_ok=True)
+      write_atomic(path, content)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ _package = pathlib.Path(__file__).parents[1] / "mer_dg" / "__init__.py"
 release = re.search(r'^__version__ = "(.+)"$', _package.read_text(), re.M)[1]
 
 extensions = [
-  "myst_parser",
+  "myst_nb",
   "sphinx.ext.autodoc",
   "sphinx.ext.autosummary",
   "sphinx.ext.mathjax",
@@ -25,6 +25,10 @@ extensions = [
 exclude_patterns = ["_build", "results"]  # Reports, linked to as files.
 html_theme = "furo"
 html_title = f"mer-dg {release}"
+
+# Notebooks are executed in CI and committed with what they showed (CONTRIBUTING.md).
+nb_execution_mode = "off"
+nb_output_stderr = "remove"  # Progress.
 
 # The pages are read on a code host as well, where links lead out of docs/.
 myst_enable_extensions = ["dollarmath"]

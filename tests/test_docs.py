@@ -1,6 +1,7 @@
 """Pages that are made from what they describe."""
 
 import importlib.util
+import re
 
 import pytest
 
@@ -19,6 +20,15 @@ def test_the_leaderboard_is_that_of_the_records(pages, repo_root):
   assert text.count("\n## ") >= 6
   # docs/results/field_cooccurrence/report.md has the same numbers.
   assert "71.5 ± 3.7 | +28.5 [+26.7, +30.4]" in text
+
+
+def test_the_gallery_has_a_figure_of_every_table(pages):
+  text, drawn = pages.gallery()
+  assert text.count("\n## ") == pages.leaderboard().count("\n## ")
+  assert {*re.findall(r"\]\(gallery/(\S+\.svg)\)", text)} == drawn.keys()
+  (field,) = (svg for name, svg in drawn.items() if name.startswith("field_cooc"))
+  assert b"SimMMDG" in field
+  assert b"MER (kde)" in field
 
 
 def test_the_page_of_fields_has_every_field_with_default_and_comment(pages):

@@ -213,7 +213,7 @@ def _narrow(grid: tables.Grid) -> str:
 
 def _tied(text: str) -> str:
   """A number stays with its sign; what is escaped already stays so."""
-  tied = re.sub(r"(±|p (?:=|<|&lt;)) ", lambda m: m[0].replace(" ", "\xa0"), text)
+  tied = re.sub(r"( ?±|p (?:=|<|&lt;)) ", lambda m: m[0].replace(" ", "\xa0"), text)
   return type(text)(tied)
 
 
