@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import json
 import time
 
@@ -185,7 +185,7 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
         f"it, at step {resumed}. Without that folder, the same command trains the run "
         "again."
       )
-    logs.append(MetricsLog(workdir, own, resumed))
+    logs.append(MetricsLog(workdir, own, config.metric, resumed))
     if 0 < resumed < config.total_steps:
       print(f"Resuming {workdir.path} at step {resumed} of {config.total_steps}.")
 
@@ -193,11 +193,11 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
     workdir.check_there()
     found = Evaluation(run, at, metrics, time.perf_counter() - began)
     # Written before its checkpoint; a record that is there already stays.
-    append_records(workdir.results, [record_of(setup, found)])
-    logs[0].events(at, _telling(metrics, config.metric))
+    record = record_of(setup, found)
+    append_records(workdir.results, [record])
+    logs[0].events.evaluation(at, metrics)
     if at == config.total_steps:
-      hyper = {"method": run.method, **record_of(setup, found)["hyper"]}
-      logs[0].settings(hyper, _telling(metrics, config.metric))
+      logs[0].events.settings(record)
 
   try:
     with _checkpoints(setup, workdir, own) as checkpoints:
@@ -228,13 +228,6 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
     _model(setup, workdir, run, state).save(workdir.path / "model")
   workdir.finish({own: run.trials}, steps)
   return state
-
-
-def _telling(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
-  """What is worth a curve while training: source validation, inside of embeddings."""
-  shown = (f"val/{metric}", "val/nll", f"val/re-paired/{metric}")
-  kinds = ("entropy/", "effective_rank/")
-  return {k: v for k, v in metrics.items() if k in shown or k.startswith(kinds)}
 
 
 def _check_selected(

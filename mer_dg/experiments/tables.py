@@ -35,7 +35,7 @@ from mer_dg.experiments.search import (
   runs_before,
 )
 from mer_dg.experiments.setup import Setup
-from mer_dg.experiments.workdir import Workdir, WorkdirError, read_lines
+from mer_dg.experiments.workdir import Events, Workdir, WorkdirError, read_lines
 from mer_dg.protocol import Assignment, Record, append_records, write_atomic
 from mer_dg.protocol.records import Identity
 from mer_dg.reporting import group_of, write_report
@@ -180,13 +180,14 @@ def train_missing(
 
   def on_wave(wave: Wave) -> None:
     workdir.check_there()
-    if path not in (
-      workdir.search,
-      workdir.inner,
-    ):  # Before the records, which say that a run has ended.
+    records = [record_of(setup, e) for e in wave.evaluations]
+    # Before the records, which say that a run has ended.
+    if path not in (workdir.search, workdir.inner):
       _keep(setup, workdir, wave)
+    if path == workdir.results:
+      _curves(setup.config, workdir, records)
     # A wave that is repeated after a kill appends what was not there yet.
-    append_records(path, [record_of(setup, e) for e in wave.evaluations])
+    append_records(path, records)
     lost = {d.run: str(d) for d in wave.diverged}
     append_diverged(setup, workdir.diverged, lost)
     then(wave)
@@ -204,6 +205,16 @@ def _keep(setup: Setup, workdir: Workdir, wave: Wave) -> None:
       if run not in lost:
         own = jax.tree.map(lambda a, i=i: a[i], host)
         save_parameters(workdir.parameters(run_id(setup, run)), own)
+
+
+def _curves(config: Config, workdir: Workdir, records: Sequence[Record]) -> None:
+  """Writes evaluations and settings of the runs of a wave for TensorBoard."""
+  for run, own in protocol.group_by(records, lambda r: r["run_id"]).items():
+    events = Events(workdir, run, config.metric)
+    for record in own:
+      events.evaluation(record["step"], record["metrics"])
+    events.settings(own[-1])
+    events.close()
 
 
 def append_diverged(setup: Setup, path: Path, new: Mapping[Run, str]) -> None:

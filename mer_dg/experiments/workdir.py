@@ -6,6 +6,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 import contextlib
 import functools
 import json
+import math
 import os
 from pathlib import Path
 import re
@@ -385,46 +386,84 @@ class Workdir:
     write_atomic(self.path / "done", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
 
 
+class Events:
+  """What TensorBoard shows of one run: curves of the sources, and its settings.
+
+  Args:
+    workdir: Where they go.
+    run: Id of the run.
+    metric: The headline.
+    resume_step: What was written of later steps is void.
+  """
+
+  def __init__(self, workdir: Workdir, run: str, metric: str, resume_step: int = 0):
+    from tensorboardX import SummaryWriter  # 0.2 s that nothing else needs.
+
+    folder = str(workdir.tensorboard(run))
+    self._metric = metric
+    self._writer = SummaryWriter(folder, purge_step=resume_step + 1)
+
+  def training(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Means over the steps since the last call."""
+    self._write(step, {f"train/{name}": value for name, value in metrics.items()})
+
+  def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+    """What is worth a curve: source validation, inside of embeddings; no target."""
+    self._write(step, self._telling(metrics))
+
+  def settings(self, record: Mapping[str, Any]) -> None:
+    """What TensorBoard compares runs by, from the last record."""
+    hyper = {k: record[k] for k in ("method", "target", "seed")} | record["hyper"]
+    self._writer.add_hparams(hyper, self._telling(record["metrics"]), name="settings")
+
+  def close(self) -> None:
+    self._writer.close()
+
+  def _write(self, step: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+
+  def _telling(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+    shown = (f"val/{self._metric}", "val/nll", f"val/re-paired/{self._metric}")
+    kinds = ("entropy/", "effective_rank/")
+    return {
+      k: math.nan if v is None else v  # As records have it.
+      for k, v in metrics.items() if k in shown or k.startswith(kinds)
+    }  # fmt: skip
+
+
 class MetricsLog:
   """Training metrics of one run as JSON lines and TensorBoard events.
 
   Args:
     workdir: Where they go; runs share ``metrics.jsonl``.
     run: Id of the run, in every row.
+    metric: The headline.
     resume_step: Rows of the run after this step were written before it was killed; they
       are dropped, since the resumed run writes them again.
+
+  Attributes:
+    events: TensorBoard's.
   """
 
-  def __init__(self, workdir: Workdir, run: str, resume_step: int):
-    from tensorboardX import SummaryWriter  # 0.2 s that nothing else needs.
-
+  def __init__(self, workdir: Workdir, run: str, metric: str, resume_step: int):
     rows = read_lines(workdir.metrics, skip_damaged=True)
     kept = [r for r in rows if r.get("run") != run or r["step"] <= resume_step]
     write_atomic(workdir.metrics, "".join(json.dumps(r) + "\n" for r in kept))
     self._run = run
     self._file = workdir.metrics.open("a")
-    folder = str(workdir.tensorboard(run))
-    self._events = SummaryWriter(folder, purge_step=resume_step + 1)
+    self.events = Events(workdir, run, metric, resume_step)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a row; it is on disk when this returns."""
     with naming(self._file.name):
       self._file.write(json.dumps({"run": self._run, "step": step, **metrics}) + "\n")
       self._file.flush()
-    self.events(step, {f"train/{name}": value for name, value in metrics.items()})
-
-  def events(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes TensorBoard scalars only."""
-    for name, value in metrics.items():
-      self._events.add_scalar(name, value, step)
-
-  def settings(self, hyper: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-    """What TensorBoard compares runs by."""
-    self._events.add_hparams(dict(hyper), dict(scores), name="settings")
+    self.events.training(step, metrics)
 
   def close(self) -> None:
     self._file.close()
-    self._events.close()
+    self.events.close()
 
 
 def read_lines(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:

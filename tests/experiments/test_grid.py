@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mer_dg.experiments import grid, make_setup, run, tables, validate
 from mer_dg.experiments.config import as_dict
@@ -206,4 +207,10 @@ def test_a_finished_table_trains_nothing(tiny, tmp_path, monkeypatch, capsys):
   page = tmp_path / "report" / "index.html"
   said = f"Finished already: nothing to train.\nReport: {page}\n"
   assert capsys.readouterr() == (said, "")
-  assert Workdir(tmp_path, validate(config)).records()
+  ids = {r["run_id"] for r in Workdir(tmp_path, validate(config)).records()}
+  assert {p.name for p in (tmp_path / "tensorboard").iterdir()} == ids
+  own = tmp_path / "tensorboard" / min(ids)
+  assert (own / "settings").is_dir()
+  events = EventAccumulator(str(own)).Reload()
+  assert [e.step for e in events.Scalars("val/accuracy")] == [10, 20]
+  assert not [name for name in events.Tags()["scalars"] if "target" in name]

@@ -143,7 +143,7 @@ def filled(folder, make):
     folder.ask(folder.results, [record["run_id"]], [100, 200])
     row = {"run_id": "r", "message": "gave up"}
     folder.diverged.write_text(json.dumps(row) + "\n")
-    log = MetricsLog(folder, "r", 0)
+    log = MetricsLog(folder, "r", "accuracy", 0)
     for step in (1, 2):
       log.write(step, {"loss": 1.0})
     log.close()
@@ -174,7 +174,7 @@ def test_what_is_only_looked_at_does_not_stop_a_run(filled, content):
   (filled.path / "commands.txt").write_bytes(content + b"\n")
   (filled.path / "asked.json").write_bytes(content)
   with pytest.warns(UserWarning, match=r"metrics\.jsonl, line 1 is left out"):
-    MetricsLog(filled, "other", 0).close()
+    MetricsLog(filled, "other", "accuracy", 0).close()
   assert read_lines(filled.metrics) == rows
   assert "a command" not in filled.commands
   with pytest.warns(UserWarning, match=r"asked\.json is damaged and left out"):
@@ -195,10 +195,10 @@ def test_damaged_records(filled):
 
 
 def test_rows_of_a_run_are_dropped_from_where_it_resumes(filled):
-  log = MetricsLog(filled, "other", 0)
+  log = MetricsLog(filled, "other", "accuracy", 0)
   log.write(1, {"loss": 2.0})
   log.close()
-  MetricsLog(filled, "r", 1).close()
+  MetricsLog(filled, "r", "accuracy", 1).close()
   rows = [(row["run"], row["step"]) for row in read_lines(filled.metrics)]
   assert rows == [("r", 1), ("other", 1)]
 
