@@ -211,7 +211,8 @@ def grid(table: Table, *, brief: bool = False) -> Grid:
 
   Args:
     table: Any.
-    brief: For a column of a paper: intervals of the mean over targets only.
+    brief: For a column of a paper: intervals of the mean over targets only, and the
+      caption says whom differences are to.
   """
   rows, metric = table.rows, table.metric
   columns: list[tuple[str, Sequence[str]]] = []
@@ -226,7 +227,8 @@ def grid(table: Table, *, brief: bool = False) -> Grid:
   if table.reference is not None and len(rows) > 1:
     full = [names.difference(r.difference, r.p_holm, metric) for r in rows]
     texts = [gain(row, metric) or names.DASH for row in rows] if brief else full
-    columns.append((f"difference to {names.display(table.reference)}", texts))
+    to = "" if brief else f" to {names.display(table.reference)}"
+    columns.append((f"difference{to}", texts))
   if not brief and any(row.source_val for row in rows):
     add("source val.", [row.source_val for row in rows], ranked=False)
   for target in table.targets:
@@ -251,23 +253,46 @@ _LATEX = str.maketrans(
 )
 
 
+# Points: a column of most conferences, a letter of 8-point Computer Modern, and the
+# space between two columns of a table.
+_COLUMN, _LETTER, _BETWEEN = 234, 4.0, 6
+
+
 def to_latex(table: Table) -> str:
-  r"""A booktabs table that fits a column."""
+  r"""A booktabs table that fits a column.
+
+  Held-out domains that do not fit are left out of it, and a second one has them across
+  both columns of the page.
+  """
   said = f"Target {names.metric_name(table.metric)} on {table.data}; "
   said += f"{names.RULES[table.rule][1]}."
   if table.compared:
-    said += " *: Holm-adjusted p below 0.05 and a 95 % interval without 0."
-  return booktabs(grid(table, brief=True), said, f"{table.name}-{table.rule}")
+    said += f" Difference: paired, to {names.display(table.reference or '')}; *:"
+    said += " Holm-adjusted p below 0.05 and a 95 % interval without 0."
+  whole, label = grid(table, brief=True), f"{table.name}-{table.rule}"
+  header, body = whole
+  if _points(whole) <= _COLUMN or len(table.targets) == 1:
+    return booktabs(whole, said, label)
+  own = len(header) - len(table.targets)
+  column = header[:own], [line[:own] for line in body]
+  wide = booktabs(whole, said, f"{label}-domains")
+  return booktabs(column, said, label) + "\n" + wide
+
+
+def _points(found: Grid) -> float:
+  """How wide a grid is in print."""
+  columns = zip(found[0], *found[1], strict=True)
+  return sum(_LETTER * max(map(len, cells)) + _BETWEEN for cells in columns)
 
 
 def booktabs(found: Grid, said: str, label: str) -> str:
-  """A grid as a LaTeX table with caption and label."""
+  """A grid as a LaTeX table with caption and label; what is wide spans both columns."""
   wrap = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
   cell = lambda text: wrap[getattr(text, "mark", "")] % text.translate(_LATEX)
   header, body = found
   table = pd.DataFrame([[cell(c) for c in line] for line in body])
   name = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower()
-  return "% Needs \\usepackage{booktabs}.\n" + table.to_latex(
+  text = table.to_latex(
     index=False,
     escape=False,
     # pandas formats what it is given here.
@@ -277,6 +302,11 @@ def booktabs(found: Grid, said: str, label: str) -> str:
     label=f"tab:{name}",
     position="t",
   )
+  small = rf"\footnotesize\setlength{{\tabcolsep}}{{{_BETWEEN // 2}pt}}"
+  text = text.replace(r"\begin{tabular}", f"{small}\n\\begin{{tabular}}")
+  if _points(found) > _COLUMN:
+    text = text.replace("{table}", "{table*}")
+  return "% Needs \\usepackage{booktabs}.\n" + text
 
 
 _TEXT = ("dataset", "data_version", "modalities", "protocol", "selection", "method")

@@ -173,6 +173,24 @@ def test_latex_is_escaped_balanced_labelled_and_fits(make, experiment):
   assert max(map(len, lines)) < 100  # No interval per target, no source validation.
 
 
+def test_latex_of_many_domains_is_a_column_and_a_page(make):
+  runs = [
+    r | {"target": f"person {t}", "run_id": f"{t} {r['run_id']}"}
+    for t in range(9)
+    for r in of_values(make, **{"erm": 0.5, "heads+md": 0.6, "mer_kde": 0.1})
+  ]
+  table = reporting.build_table(runs, reference="erm")
+  column, page = reporting.to_latex(table).split("\n\n")
+  # 33 letters of 4 points beside two short columns: 3.25 inches are 234 points.
+  assert r"\begin{tabular}{lrr}" in column
+  assert "method & mean & difference \\\\" in column
+  assert "Difference: paired, to ERM" in column
+  assert r"\begin{table*}" in page
+  assert r"\end{table*}" in page
+  assert "difference & person 0 & " in page
+  assert len({*re.findall(r"\\label{(.+?)}", column + page)}) == 2
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX here")
 def test_latex_compiles_in_a_column(tmp_path, experiment):
   text = reporting.to_latex(reporting.build_table(experiment, reference="erm"))
