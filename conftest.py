@@ -17,6 +17,11 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Compilation is most of the time of a cold run, and takes half as long into slower
+# programs; the tests train little enough.
+os.environ.setdefault(
+  "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 os.environ.setdefault("MPLBACKEND", "Agg")
 # LAPACK threads under the thread pool of JAX are slow, see main.py.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

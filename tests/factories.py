@@ -71,7 +71,7 @@ def tiny_problem(recipe):
   optimizer |= recipe.get("optimizer", {})
   horizon = dict(schedule=optimizer["schedule"], total_steps=STEPS)
 
-  @quick_jit
+  # Not compiled: its operations are, one by one, and for all recipes together.
   def init(seed, step, hyper, variables):
     state = make_state(
       network, method, seed=seed, scaling={}, hyper=hyper, variables=variables,

@@ -166,11 +166,12 @@ def test_every_foreign_import_is_declared(repo_root, pyproject):
       assert not foreign, f"{path.relative_to(repo_root)} imports {sorted(foreign)}"
 
 
-def test_readme_and_ci_install_by_the_same_command(repo_root):
+def test_readme_and_ci_install_and_test_by_the_same_command(repo_root):
   ci = (repo_root / ".ci" / "run").read_text()
   install = re.search(r"^install='(.+)'$", ci, re.M)[1]
+  tests = re.search(r'^(pytest .+) "\$@"$', ci, re.M)[1]
   readme = (repo_root / "README.md").read_text()
-  assert f"{install} && pytest" in [line.strip() for line in readme.splitlines()]
+  assert f"{install} && {tests}" in [line.strip() for line in readme.splitlines()]
 
 
 def test_notebooks_are_committed_with_what_they_show(repo_root):

@@ -2,7 +2,7 @@
 
 from mer_dg.evaluation.cooccurrence import (
   cooccurrence_reliance,
-  repair_within_class,
+  re_pair_within_class,
 )
 from mer_dg.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from mer_dg.evaluation.metrics import (
@@ -56,6 +56,6 @@ __all__ = [
   "per_class_recall",
   "probe_logits",
   "procrustes",
+  "re_pair_within_class",
   "reliability_metrics",
-  "repair_within_class",
 ]

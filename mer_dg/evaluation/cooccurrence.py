@@ -15,7 +15,7 @@ from mer_dg.evaluation import _masked, metrics
 from mer_dg.evaluation.missing import Fuse
 
 
-def repair_within_class(
+def re_pair_within_class(
   label: jax.Array,
   domain: jax.Array,
   key: jax.Array,
@@ -46,7 +46,7 @@ def repair_within_class(
 
   Example:
     >>> label, domain = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
-    >>> rows = repair_within_class(label, domain, jax.random.key(0), ["a", "b"])
+    >>> rows = re_pair_within_class(label, domain, jax.random.key(0), ["a", "b"])
     >>> rows["a"].tolist(), rows["b"].tolist()
     ([0, 1, 2, 3], [1, 0, 3, 2])
   """
@@ -108,7 +108,7 @@ def re_paired_logits(
     fuse: ``(embeddings, present) -> logits [n, K]``.
     embeddings: ``{m: [n, D_m]}``.
     present: ``{m: bool [n]}``, re-paired with the embeddings.
-    rows: ``{m: int [n]}`` of `repair_within_class`.
+    rows: ``{m: int [n]}`` of `re_pair_within_class`.
 
   Raises:
     ValueError: If the dicts do not have the same modalities.
@@ -148,11 +148,11 @@ def cooccurrence_reliance(
     embeddings: ``{m: [n, D_m]}``.
     present: ``{m: bool [n]}``, re-paired with the embeddings.
     label: int ``[n]``.
-    rows: ``{m: int [n]}`` of `repair_within_class`.
+    rows: ``{m: int [n]}`` of `re_pair_within_class`.
     where: bool ``[n]``, rows to judge.
 
   Returns:
-    ``paired/accuracy``, ``repaired/accuracy`` and their difference
+    ``paired/accuracy``, ``re-paired/accuracy`` and their difference
     ``cooccurrence_reliance``.
 
   Raises:
@@ -163,16 +163,16 @@ def cooccurrence_reliance(
     >>> present = {m: jnp.ones(2, bool) for m in z}
     >>> fuse = lambda z, _: jnp.concatenate([z["a"] * z["b"], 0 * z["a"]], axis=1)
     >>> label = jnp.zeros(2, int)  # The class whose modalities have equal signs.
-    >>> rows = repair_within_class(label, label, jax.random.key(0), ["a", "b"])
+    >>> rows = re_pair_within_class(label, label, jax.random.key(0), ["a", "b"])
     >>> print(cooccurrence_reliance(fuse, z, present, label, rows)
     ...       ["cooccurrence_reliance"])
     1.0
   """
   moved = re_paired_logits(fuse, embeddings, present, rows)
   paired = metrics.accuracy(fuse(embeddings, present), label, where)
-  repaired = metrics.accuracy(moved, label, where)
+  re_paired = metrics.accuracy(moved, label, where)
   return {
     "paired/accuracy": paired,
-    "repaired/accuracy": repaired,
-    "cooccurrence_reliance": paired - repaired,
+    "re-paired/accuracy": re_paired,
+    "cooccurrence_reliance": paired - re_paired,
   }

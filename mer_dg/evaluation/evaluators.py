@@ -17,7 +17,7 @@ import numpy as np
 from mer_dg import entropy
 from mer_dg.contracts import Batch, Network
 from mer_dg.data.arrays import Arrays, gather_batch
-from mer_dg.evaluation.cooccurrence import re_paired_logits, repair_within_class
+from mer_dg.evaluation.cooccurrence import re_pair_within_class, re_paired_logits
 from mer_dg.evaluation.metrics import (
   accuracy,
   balanced_accuracy,
@@ -166,7 +166,7 @@ def _re_paired(
     label = label * (jnp.max(domain) + 2) + domain + 1
     domain = jnp.zeros_like(domain)
   # One re-pairing per task: methods, seeds and steps are judged on the same samples.
-  rows = repair_within_class(label, domain, jax.random.key(0), names, where)
+  rows = re_pair_within_class(label, domain, jax.random.key(0), names, where)
   return re_paired_logits(fuse, seen.embeddings, seen.present, rows)
 
 

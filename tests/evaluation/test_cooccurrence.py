@@ -9,8 +9,8 @@ from mer_dg import evaluation
 from mer_dg.evaluation import evaluators
 
 
-def repair(label, domain, seed=0, modalities=("a", "b", "c"), where=None):
-  fn = jax.jit(evaluation.repair_within_class, static_argnames="modalities")
+def re_pair(label, domain, seed=0, modalities=("a", "b", "c"), where=None):
+  fn = jax.jit(evaluation.re_pair_within_class, static_argnames="modalities")
   out = fn(jnp.asarray(label), jnp.asarray(domain), jax.random.key(seed),
            modalities, where)  # fmt: skip
   return {m: np.asarray(rows) for m, rows in out.items()}
@@ -24,7 +24,7 @@ def rows():
 
 def test_a_permutation_within_class_that_leaves_nobody_in_place(rows):
   label, domain = rows
-  out = repair(label, domain)
+  out = re_pair(label, domain)
   np.testing.assert_array_equal(out["a"], np.arange(200))  # The first one stays.
   for m in ("b", "c"):
     np.testing.assert_array_equal(np.sort(out[m]), np.arange(200))
@@ -40,7 +40,7 @@ def test_partners_come_from_other_domains_where_no_domain_is_a_majority(rows):
     counts = np.bincount(domain[label == k])
     assert counts.max() <= counts.sum() / 2
   for seed in range(3):
-    out = repair(label, domain, seed)
+    out = re_pair(label, domain, seed)
     assert np.all(domain[out["b"]] != domain)
 
 
@@ -48,15 +48,15 @@ def test_partners_come_from_other_domains_where_no_domain_is_a_majority(rows):
 def test_a_majority_meets_itself_no_more_than_it_must(big, small):
   label = np.zeros(big + small, int)
   domain = np.repeat([0, 1], [big, small])
-  out = repair(label, domain)
+  out = re_pair(label, domain)
   # The small domain has room for ``small`` rows of the big one.
   assert np.sum(domain[out["b"]] == domain) == max(big - small, 0)
   assert np.all(out["b"] != np.arange(big + small))
 
 
-def test_a_class_in_one_domain_is_repaired_within_it_and_a_single_row_stays():
+def test_a_class_in_one_domain_is_re_paired_within_it_and_a_single_row_stays():
   label, domain = np.array([3, 3, 3, 3, 1]), np.array([2, 2, 2, 2, 0])
-  out = repair(label, domain)["b"]
+  out = re_pair(label, domain)["b"]
   assert out[4] == 4
   assert sorted(out[:4]) == [0, 1, 2, 3]
   assert np.all(out[:4] != np.arange(4))
@@ -64,15 +64,15 @@ def test_a_class_in_one_domain_is_repaired_within_it_and_a_single_row_stays():
 
 def test_key_decides_and_nothing_else(rows):
   label, domain = rows
-  first = repair(label, domain, seed=1)["b"]
-  np.testing.assert_array_equal(first, repair(label, domain, seed=1)["b"])
-  assert np.mean(first == repair(label, domain, seed=2)["b"]) < 0.2
+  first = re_pair(label, domain, seed=1)["b"]
+  np.testing.assert_array_equal(first, re_pair(label, domain, seed=1)["b"])
+  assert np.mean(first == re_pair(label, domain, seed=2)["b"]) < 0.2
 
 
 def test_every_partner_in_another_domain_is_about_equally_likely():
   label, domain = np.zeros(9, int), np.repeat([0, 1, 2], 3)
   fn = jax.vmap(
-    lambda key: evaluation.repair_within_class(
+    lambda key: evaluation.re_pair_within_class(
       jnp.asarray(label), jnp.asarray(domain), key, ("a", "b")
     )["b"]
   )
@@ -86,7 +86,7 @@ def test_every_partner_in_another_domain_is_about_equally_likely():
 def test_masked_rows_keep_to_themselves(rows):
   label, domain = rows
   where = np.random.default_rng(1).random(200) < 0.7
-  out = repair(label, domain, where=jnp.asarray(where))["b"]
+  out = re_pair(label, domain, where=jnp.asarray(where))["b"]
   np.testing.assert_array_equal(out[~where], np.flatnonzero(~where))
   np.testing.assert_array_equal(np.sort(out[where]), np.flatnonzero(where))
   np.testing.assert_array_equal(label[out], label)
@@ -109,7 +109,7 @@ def code(n=400):
 
 def test_reading_a_code_is_reliance_and_reading_each_modality_is_not():
   z, present, label, domain = code()
-  rows = evaluation.repair_within_class(label, domain, jax.random.key(0), ["a", "b"])
+  rows = evaluation.re_pair_within_class(label, domain, jax.random.key(0), ["a", "b"])
   product = lambda z, _: jnp.concatenate([0 * z["a"], z["a"] * z["b"]], axis=1)
   out = evaluation.cooccurrence_reliance(product, z, present, label, rows)
   assert out["paired/accuracy"] == 1.0
@@ -134,16 +134,16 @@ def test_presence_moves_with_its_embedding_and_masked_rows_are_not_judged():
   rows = {"a": jnp.arange(4), "b": jnp.array([2, 3, 0, 1])}
   out = evaluation.cooccurrence_reliance(fuse, z, present, label, rows, where)
   assert out["paired/accuracy"] == 0.5
-  assert out["repaired/accuracy"] == 1.0
+  assert out["re-paired/accuracy"] == 1.0
   assert out["cooccurrence_reliance"] == -0.5
 
 
 def test_bad_arguments():
   label = jnp.zeros(3, int)
   with pytest.raises(ValueError, match="label and domain must be"):
-    evaluation.repair_within_class(label, jnp.zeros(4, int), jax.random.key(0), ["a"])
+    evaluation.re_pair_within_class(label, jnp.zeros(4, int), jax.random.key(0), ["a"])
   with pytest.raises(ValueError, match="modalities is empty"):
-    evaluation.repair_within_class(label, label, jax.random.key(0), [])
+    evaluation.re_pair_within_class(label, label, jax.random.key(0), [])
   z, present = {"a": jnp.ones((3, 1))}, {"a": jnp.ones(3, bool)}
   with pytest.raises(ValueError, match=r"rows has modalities \['b'\]"):
     evaluation.cooccurrence_reliance(lambda z, p: z, z, present, label, {"b": label})

@@ -35,22 +35,25 @@ sys.argv = ["main.py", *sys.argv[1:]]
 runpy.run_path("main.py", run_name="__main__")
 """
 
-# Five runs on the devices there are: what WaveProgram gives, as arrays in a file.
+# Five runs on 2 devices and on 8: what WaveProgram gives, as arrays in files.
 DEVICES = """
 import json, sys
 import jax
-jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from mer_dg.experiments import make_setup, validate
 from mer_dg.experiments.grid import Grid, WaveProgram
 from mer_dg.experiments.runs import Run
-shared = Grid(make_setup(validate(json.loads(sys.argv[2]))))
-program = WaveProgram(shared, "mer_kde", [("d0", ())], 5, devices=jax.devices())
-state, pool, _ = program.begin([Run("mer_kde", "d0", seed) for seed in range(5)])
-state, metrics = program.advance(state, pool, 10)
-leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.params))}
-used = len(state.step.sharding.device_set)
-np.savez(sys.argv[3], used=used, **{k: v[:5] for k, v in (metrics | leaves).items()})
+shared = Grid(make_setup(validate(json.loads(sys.argv[1]))))
+for count in (2, 8):
+  devices = jax.devices()[:count]
+  program = WaveProgram(shared, "mer_kde", [("d0", ())], 5, devices=devices)
+  state, pool, _ = program.begin([Run("mer_kde", "d0", seed) for seed in range(5)])
+  state, metrics = program.advance(state, pool, 10)
+  leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.params))}
+  found = {k: v[:5] for k, v in (metrics | leaves).items()}
+  used = len(state.step.sharding.device_set)
+  np.savez(f"{sys.argv[2]}/{count}.npz", used=used, **found)
 """
 
 
@@ -103,7 +106,17 @@ def test_waves_are_even_and_filled_up(shared):
     assert a.metrics == b.metrics
 
 
-def test_killed_grid(tiny, flags, tmp_path, repo_root, comparable):
+TABLE = dict(methods=("erm",), targets=("d0", "d1"), seeds=(0, 1), wave=2)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+  """``(folder, text)`` of a table that nothing interrupted."""
+  folder = tmp_path_factory.mktemp("whole")
+  return folder, run(tiny("", **TABLE), workdir=str(folder))
+
+
+def test_killed_grid(tiny, flags, whole, tmp_path, repo_root, comparable):
   words = ["--config.methods=('erm',)", "--config.targets=('d0','d1')"]
   words += ["--config.seeds=(0,1)", "--config.wave=2"]
   command = [sys.executable, "-c", KILLED, "--config=configs/cooccurrence.py"]
@@ -119,13 +132,11 @@ def test_killed_grid(tiny, flags, tmp_path, repo_root, comparable):
   assert died.returncode == -signal.SIGKILL, died.stderr
   # Two runs, two steps each; then three records of the next four.
   assert len(read_records(killed / "results.jsonl")) == 7
-  config = tiny("", methods=("erm",), targets=("d0", "d1"), seeds=(0, 1), wave=2)
-  text = run(config, workdir=str(killed))
-  run(config, workdir=str(tmp_path / "whole"))
+  text = run(tiny("", **TABLE), workdir=str(killed))
   resumed = read_records(killed / "results.jsonl")
-  whole = read_records(tmp_path / "whole" / "results.jsonl")
-  assert [*map(comparable, resumed)] == [*map(comparable, whole)]
-  assert len(whole) == 8
+  expected = read_records(whole[0] / "results.jsonl")
+  assert [*map(comparable, resumed)] == [*map(comparable, expected)]
+  assert len(expected) == 8
   assert "| ERM" in text
 
 
@@ -167,16 +178,13 @@ def test_a_run_that_diverges_late_leaves_no_evaluation(shared, monkeypatch):
   ]
 
 
-@pytest.mark.parametrize(("devices", "used"), [(2, 2), (8, 5)])
-def test_devices_share_the_runs_and_change_no_number(
-  tiny, tmp_path, repo_root, devices, used
-):
+def test_devices_share_the_runs_and_change_no_number(tiny, tmp_path, repo_root):
   """Five runs on 2 devices (three each, one to fill up) and on 8 (five used)."""
   config = validate(tiny("", methods=("mer_kde",)))
-  command = [sys.executable, "-c", DEVICES, str(devices), json.dumps(as_dict(config))]
+  command = [sys.executable, "-c", DEVICES, json.dumps(as_dict(config)), str(tmp_path)]
   # -k: a process that dead-locks among its devices does not heed SIGTERM.
   ended = subprocess.run(
-    ["timeout", "-k", "5", "300", *command, str(tmp_path / "found.npz")],
+    ["timeout", "-k", "5", "300", *command],
     cwd=repo_root,
     env=os.environ | {"PYTHONPATH": str(repo_root)},
     capture_output=True,
@@ -184,32 +192,32 @@ def test_devices_share_the_runs_and_change_no_number(
     check=False,
   )
   assert ended.returncode == 0, ended.stderr
-  with np.load(tmp_path / "found.npz") as arrays:
-    found = dict(arrays)
-  assert found.pop("used") == used
   program = WaveProgram(Grid(make_setup(config)), "mer_kde", [Assignment("d0")], 5)
   state, pool, _ = program.begin([Run("mer_kde", "d0", seed) for seed in range(5)])
   state, metrics = program.advance(state, pool, 10)
   leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state.params))}
   assert np.ptp(metrics["loss"], axis=0).min() > 0  # Five different runs.
-  assert found.keys() == (metrics | leaves).keys()
-  for name, value in (metrics | leaves).items():
-    # Ten steps: other shapes are summed in another order, and Adam carries it on.
-    np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+  for devices, used in ((2, 2), (8, 5)):
+    with np.load(tmp_path / f"{devices}.npz") as arrays:
+      found = dict(arrays)
+    assert found.pop("used") == used
+    assert found.keys() == (metrics | leaves).keys()
+    for name, value in (metrics | leaves).items():
+      # Ten steps: other shapes are summed in another order, and Adam carries it on.
+      np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_a_finished_table_trains_nothing(tiny, tmp_path, monkeypatch, capsys):
-  config = tiny("", methods=("erm",), targets=("d0",), seeds=(0, 1), wave=2)
-  first = run(config, workdir=str(tmp_path))
+def test_a_finished_table_trains_nothing(tiny, whole, monkeypatch, capsys):
+  folder, text = whole
   monkeypatch.setattr(tables, "train_all", lambda *_, **__: pytest.fail("trained"))
   capsys.readouterr()
-  assert run(config, workdir=str(tmp_path)) == first
-  page = tmp_path / "report" / "index.html"
+  assert run(tiny("", **TABLE), workdir=str(folder)) == text
+  page = folder / "report" / "index.html"
   said = f"Finished already: nothing to train.\nReport: {page}\n"
   assert capsys.readouterr() == (said, "")
-  ids = {r["run_id"] for r in Workdir(tmp_path, validate(config)).records()}
-  assert {p.name for p in (tmp_path / "tensorboard").iterdir()} == ids
-  own = tmp_path / "tensorboard" / min(ids)
+  ids = {r["run_id"] for r in Workdir(folder, validate(tiny("", **TABLE))).records()}
+  assert {p.name for p in (folder / "tensorboard").iterdir()} == ids
+  own = folder / "tensorboard" / min(ids)
   assert (own / "settings").is_dir()
   events = EventAccumulator(str(own)).Reload()
   assert [e.step for e in events.Scalars("val/accuracy")] == [10, 20]

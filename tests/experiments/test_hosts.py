@@ -1,6 +1,5 @@
 """Several hosts share the waves of a table; records are neither lost nor doubled."""
 
-import json
 import os
 import socket
 import subprocess
@@ -21,16 +20,17 @@ def _free_port():
     return s.getsockname()[1]
 
 
-def test_two_hosts_make_the_table_of_one(flags, tmp_path, repo_root):
+def test_two_hosts_make_the_table_of_one(tiny, flags, tmp_path, repo_root):
   words = ["main.py", "--config=configs/cooccurrence.py", *flags]
   words += ["--config.methods=('erm',)", "--config.targets=('d0','d1')"]
   words += ["--config.seeds=(0,1,2)", "--config.wave=2"]
   address = f"localhost:{_free_port()}"
 
-  def start(folder, *more):
-    command = ["timeout", "-k", "5", "300", sys.executable, *words, *more]
+  def start(index):
+    command = ["timeout", "-k", "5", "300", sys.executable, *words]
+    command += [f"--workdir={tmp_path / 'two'}", f"--distributed={address},2,{index}"]
     return subprocess.Popen(
-      [*command, f"--workdir={tmp_path / folder}"],
+      command,
       cwd=repo_root,
       env=os.environ | {"PYTHONPATH": str(repo_root), "JAX_PLATFORMS": "cpu"},
       stdout=subprocess.PIPE,
@@ -38,13 +38,12 @@ def test_two_hosts_make_the_table_of_one(flags, tmp_path, repo_root):
       text=True,
     )
 
-  started = [start("two", f"--distributed={address},2,{i}") for i in range(2)]
+  started = [start(i) for i in range(2)]
+  config = tiny("", methods=("erm",), targets=("d0", "d1"), seeds=(0, 1, 2), wave=2)
+  launch.run(config, workdir=str(tmp_path / "one"))
   outputs = [process.communicate()[0] for process in started]
   assert [p.returncode for p in started] == [0, 0], outputs
-  alone = start("one")
-  output = alone.communicate()[0]
-  assert alone.returncode == 0, output
-  config = validate(json.loads((tmp_path / "one" / "config.json").read_text()))
+  config = validate(config)
   found = {}
   for folder in ("one", "two"):
     place = workdir.Workdir(tmp_path / folder, config)

@@ -48,7 +48,7 @@ def trained(monkeypatch):
     calls.append(ours)
     lost = {r for r in ours if dict(r.overrides).get("optimizer.lr", 0) > 1e9}
     lost |= {r for r in ours if shared.setup.config.optimizer.lr > 1e9}
-    names = ("val/accuracy", "val/repaired/accuracy", "target/accuracy")
+    names = ("val/accuracy", "val/re-paired/accuracy", "target/accuracy")
     metrics = lambda r: dict.fromkeys(names, score(r)) | {"val/nll": 1.0}
     on_wave(
       grid.Wave(

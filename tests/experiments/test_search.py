@@ -114,12 +114,12 @@ def test_re_paired_validation_may_choose_another_trial():
       {
         "val/accuracy": paired,
         "val/nll": 1.0,
-        "val/re-paired/accuracy": repaired,
+        "val/re-paired/accuracy": re_paired,
         "val/re-paired/nll": 1.0,
       },
       0.0,
     )
-    for run, (paired, repaired) in zip(runs, scores, strict=True)
+    for run, (paired, re_paired) in zip(runs, scores, strict=True)
   ]
   task = ("m", ("t", ()))
   assert choose(runs, found, "accuracy", "source_val")[task][0] == ()

@@ -93,12 +93,12 @@ def test_no_file(setup):
     setup(data__name="npz", data__path="nowhere.npz")
 
 
-def repaired_accuracy(setup, task, variables):
+def re_paired_accuracy(setup, task, variables):
   """Of source validation with every modality from another row of the class, by hand."""
   import jax
 
   from mer_dg.data.arrays import gather_batch
-  from mer_dg.evaluation import repair_within_class
+  from mer_dg.evaluation import re_pair_within_class
 
   names, count = setup.network().modalities, task.rows.size
   place = np.flatnonzero(task.mask.reshape(-1) & (task.domain.reshape(-1) >= 0))
@@ -110,7 +110,7 @@ def repaired_accuracy(setup, task, variables):
   label, where = np.zeros(count, int), np.zeros(count, bool)
   label[place], where[place] = batch["label"], True
   domain = task.domain.reshape(-1)
-  partners = repair_within_class(label, domain, jax.random.key(0), names, where)
+  partners = re_pair_within_class(label, domain, jax.random.key(0), names, where)
   taken = {m: np.searchsorted(place, np.asarray(partners[m])[place]) for m in names}
   assert any((index != np.arange(len(rows))).any() for index in taken.values())
   logits = setup.network().fuse(
@@ -156,7 +156,7 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   np.testing.assert_allclose(
     metrics["target/without_a/accuracy"], correct.mean(), rtol=1e-6
   )
-  expected = repaired_accuracy(setup, rows, state.variables)
+  expected = re_paired_accuracy(setup, rows, state.variables)
   np.testing.assert_allclose(metrics["val/re-paired/accuracy"], expected, rtol=1e-6)
   # Data on the host, block by block, gives the same numbers but for rounding.
   streamed = make_streamed_evaluate(setup.network(), evaluators)
