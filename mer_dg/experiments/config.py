@@ -18,8 +18,8 @@ from mer_dg.methods import (
   SETTINGS,
   MethodError,
   check_recipe,
+  hyperparameters_of,
   merge_recipes,
-  numbers_of,
   recipes,
   terms_of,
 )
@@ -557,7 +557,7 @@ def _searchable(recipe, term: str, modalities) -> dict[str, tuple[float, float]]
     return {"lr": (0.0, math.inf), "weight_decay": (0.0, 10.0)}
   if term == "network":
     return {"dropout": (0.0, 0.99), "embedding_dropout": (0.0, 0.99)}
-  numeric = numbers_of(term, recipe[term], modalities)
+  numeric = hyperparameters_of(term, recipe[term], modalities)
   return {name: (number.low, number.high) for name, number in numeric.items()}
 
 

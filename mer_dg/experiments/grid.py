@@ -39,7 +39,7 @@ from mer_dg.experiments.setup import (
 from mer_dg.protocol import Assignment
 from mer_dg.reporting.names import display, metric_name, number
 from mer_dg.training.progress import Progress
-from mer_dg.training.state import TrainState, evaluated, run_keys
+from mer_dg.training.state import TrainState, evaluated, judge, run_keys
 from mer_dg.training.step import (
   first_nonfinite,
   make_resident_chunk,
@@ -211,13 +211,17 @@ class WaveProgram:
     # A training is judged on the rows of each of its targets.
     judged = [rows, *(self._rows([lane[j % len(lane)] for lane in lanes])
                         for j in range(1, most))]  # fmt: skip
+    measure = lambda variables, rows: self._evaluate(self._arrays, *rows, variables)
     evaluations: list[Evaluation] = []
     diverged: dict[Run, Divergence] = {}
     step, total = 0, config.total_steps
     while step < total and len(diverged) < len(runs):
       length = min(config.eval_every, total - step)
       state, metrics = self.advance(state, pool, length)
-      state, measured = self._judge(state, judged)
+      state, measured = judge(
+        state, self._method, measure, judged,
+        remember=self._shown, choose=self._variables,
+      )  # fmt: skip
       metrics, measured = jax.tree.map(
         lambda a: np.asarray(a)[:count], (metrics, measured)
       )
@@ -240,18 +244,6 @@ class WaveProgram:
     kept = [e for e in evaluations if e.run not in diverged]
     lost = list(diverged.values())
     return Wave(runs, kept, lost, state, self._variables(state))
-
-  def _judge(self, state: TrainState, judged) -> tuple[TrainState, list[Any]]:
-    """What terms make of an evaluation, and the metrics on the rows of each target."""
-    measure = lambda variables, rows: self._evaluate(self._arrays, *rows, variables)
-    method = self._method
-    raw = measure(state.variables, judged[0]) if method.watches else None
-    if method.watches:
-      state = state.replace(memory=self._shown(state.memory, raw))
-      if not method.averages:
-        return state, [raw, *(measure(state.variables, p) for p in judged[1:])]
-    variables = self._variables(state)
-    return state, [measure(variables, rows) for rows in judged]
 
   def _variables(self, state: TrainState):
     """Of the networks that are evaluated."""

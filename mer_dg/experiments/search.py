@@ -12,7 +12,7 @@ from scipy.stats import qmc
 from mer_dg.experiments.config import Config, recipe_of
 from mer_dg.experiments.runs import Evaluation, Run, run_id
 from mer_dg.experiments.setup import Setup
-from mer_dg.methods import SETTINGS, numbers_of
+from mer_dg.methods import SETTINGS, hyperparameters_of
 from mer_dg.protocol import (
   Assignment,
   Record,
@@ -192,7 +192,8 @@ def _weights(config: Config, method: str) -> list[str]:
   for name in _space(config, method):
     term, number = name.split(".")
     if (
-      number == "weight" and numbers_of(term, recipe.get(term, {}), ())[number].low == 0
+      number == "weight"
+      and hyperparameters_of(term, recipe.get(term, {}), ())[number].low == 0
     ):
       found.append(name)
   return found
@@ -210,7 +211,7 @@ def _space(config: Config, method: str) -> dict[str, Any]:
     f"{term}.{name}": number.search
     for term, fields in recipe.items()
     if term not in SETTINGS
-    for name, number in numbers_of(term, fields, ()).items()
+    for name, number in hyperparameters_of(term, fields, ()).items()
     if number.search
   }
 

@@ -41,14 +41,13 @@ from mer_dg.experiments.setup import (
 )
 from mer_dg.experiments.tables import append_diverged
 from mer_dg.experiments.workdir import MetricsLog, Workdir, WorkdirError
-from mer_dg.methods import Method
 from mer_dg.networks import describe
 from mer_dg.protocol import append_records, select, validation_score, write_atomic
 from mer_dg.training.checkpoints import Checkpoints
 from mer_dg.training.drivers import ResidentDriver, StreamDriver
 from mer_dg.training.loop import TrainingDiverged, fit
 from mer_dg.training.parameters import CheckpointError
-from mer_dg.training.state import TrainState, evaluated, run_keys
+from mer_dg.training.state import TrainState, evaluated, judge, run_keys
 from mer_dg.training.step import Step
 
 _NO_CHECKPOINT = "{} holds no checkpoint of {}; train first (--mode=train)."
@@ -109,18 +108,6 @@ def _evaluator(
   )
 
 
-def _judge(
-  method: Method, evaluate: Callable[[dict], dict], state: TrainState
-) -> tuple[TrainState, dict]:
-  """The state after its terms saw the evaluation, and the metrics of a record."""
-  raw = evaluate(state.variables) if method.watches else None
-  if raw is not None:
-    state = state.replace(memory=jax.jit(method.on_eval)(state.memory, raw))
-    if not method.averages:
-      return state, raw
-  return state, evaluate(evaluated(state, method))
-
-
 def _on_device(pool: Pool) -> Pool:
   return Pool(*map(jnp.asarray, pool))
 
@@ -169,7 +156,10 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
   driver = _driver(setup, run, task, arrays, state, step)
 
   def evaluate(state: TrainState):
-    state, metrics = _judge(method, measure, state)
+    state, (metrics,) = judge(
+      state, method, lambda variables, _: measure(variables), [None],
+      remember=jax.jit(method.on_eval), choose=lambda s: evaluated(s, method),
+    )  # fmt: skip
     named = name_sources(metrics, sources)
     if run.target == NOBODY:  # Nothing was measured there.
       named = {k: v for k, v in named.items() if not k.startswith("target/")}

@@ -2,7 +2,7 @@
 
 from mer_dg.entropy.regularizer import ESTIMATORS, NORMALIZE
 from mer_dg.methods import _parts
-from mer_dg.methods.term import WEIGHT, Number
+from mer_dg.methods.term import WEIGHT, Hyperparameter
 
 # Estimators that have a kernel with a width, and those that choose the kernel.
 _WIDE, _KERNELS = ("kde", "renyi", "mixture"), ("kde", "renyi")
@@ -41,12 +41,12 @@ def static_options(options) -> dict:
   return static | {"estimator": estimator, "normalize": options["normalize"]}
 
 
-def numbers_of(options) -> dict[str, Number]:
+def hyperparameters(options) -> dict[str, Hyperparameter]:
   """Each estimator brings its own."""
-  numbers = {"weight": Number(0.1, 0.0, 1e4, search=(0.01, 3.0))}
+  numbers = {"weight": Hyperparameter(0.1, 0.0, 1e4, search=(0.01, 3.0))}
   if options["estimator"] in _WIDE and options["width"] == "fixed":
     # In units of the (normalised) features.
-    numbers["bandwidth"] = Number(0.3, 1e-6, 1e6, search=(0.1, 2.0))
+    numbers["bandwidth"] = Hyperparameter(0.3, 1e-6, 1e6, search=(0.1, 2.0))
   numbers |= PARTS if options["estimator"] == "logdet" else {}
   return numbers | _parts.RAMP
 

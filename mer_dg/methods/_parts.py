@@ -15,7 +15,7 @@ from mer_dg.losses import (
   supervised_contrastive,
   translation_distance,
 )
-from mer_dg.methods.term import SHARE, Number, whole_rows
+from mer_dg.methods.term import SHARE, Hyperparameter, whole_rows
 from mer_dg.networks import init_mlp, mlp
 
 _PROJECTION = 128
@@ -46,10 +46,10 @@ def needs_halves(task, method: str) -> None:
 
 
 SHARED_AND_SPECIFIC = {
-  "translation": Number(0.1, 0.0, 1e3, search=(0.01, 1.0)),
-  "contrast": Number(3.0, 0.0, 1e3, search=(0.1, 5.0)),
-  "split": Number(0.7, 0.0, 1e3, search=(0.01, 1.0)),
-  "temperature": Number(0.1, 1e-3, 1e3),
+  "translation": Hyperparameter(0.1, 0.0, 1e3, search=(0.01, 1.0)),
+  "contrast": Hyperparameter(3.0, 0.0, 1e3, search=(0.1, 5.0)),
+  "split": Hyperparameter(0.7, 0.0, 1e3, search=(0.01, 1.0)),
+  "temperature": Hyperparameter(0.1, 1e-3, 1e3),
 }
 
 

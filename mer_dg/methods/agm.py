@@ -24,7 +24,14 @@ import numpy as np
 
 from mer_dg.losses import cross_entropy, masked_mean
 from mer_dg.methods import _parts
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term, needs_two, whole_rows
+from mer_dg.methods.term import (
+  WEIGHT,
+  Hyperparameter,
+  Spec,
+  Term,
+  needs_two,
+  whole_rows,
+)
 
 _CAP = 7.0
 
@@ -89,7 +96,7 @@ def shapley(size: int) -> tuple[np.ndarray, np.ndarray]:
 SPEC = Spec(
   "agm",
   make,
-  {"weight": WEIGHT, "alpha": Number(0.1, 0.0, 1e3, search=(0.01, 1.0))},
+  {"weight": WEIGHT, "alpha": Hyperparameter(0.1, 0.0, 1e3, search=(0.01, 1.0))},
   recipes={"agm": {"agm": {}}},
   replaces=("fused",),
   off={"weight": 1.0, "alpha": 0.0},

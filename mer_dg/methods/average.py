@@ -9,7 +9,7 @@ Ensemble of Averages, 2022).
 import jax.numpy as jnp
 
 from mer_dg.methods import _parts
-from mer_dg.methods.term import Number, Spec, Term
+from mer_dg.methods.term import Hyperparameter, Spec, Term
 
 
 def make(task, options):
@@ -33,9 +33,9 @@ SPEC = Spec(
   "average",
   make,
   lambda options: (
-    {"beta": Number(0.999, 0.0, 1.0)}
+    {"beta": Hyperparameter(0.999, 0.0, 1.0)}
     if options["kind"] == "ema"
-    else {"start": Number(0.2, 0.0, 1.0)}
+    else {"start": Hyperparameter(0.2, 0.0, 1.0)}
   ),
   options={"kind": ("ema", "sma")},
   recipes={

@@ -10,7 +10,7 @@ modality are left out.
 
 from mer_dg.entropy import unit_sphere
 from mer_dg.losses import supervised_contrastive
-from mer_dg.methods.term import Number, Spec, Term, needs_two, whole_rows
+from mer_dg.methods.term import Hyperparameter, Spec, Term, needs_two, whole_rows
 
 
 def make(task, options):
@@ -34,8 +34,8 @@ SPEC = Spec(
   "cmc",
   make,
   {
-    "weight": Number(3.0, 0.0, 1e4, search=(0.1, 5.0)),
-    "temperature": Number(0.1, 1e-3, 1e3),
+    "weight": Hyperparameter(3.0, 0.0, 1e4, search=(0.1, 5.0)),
+    "temperature": Hyperparameter(0.1, 1e-3, 1e3),
   },
   recipes={"cmc": {"cmc": {}}},
 )

@@ -20,7 +20,15 @@ from mer_dg.contracts import named_key
 from mer_dg.entropy import unit_sphere
 from mer_dg.losses import supervised_contrastive, translation_distance
 from mer_dg.methods import _parts
-from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two, whole_rows
+from mer_dg.methods.term import (
+  SHARE,
+  WEIGHT,
+  Hyperparameter,
+  Spec,
+  Term,
+  needs_two,
+  whole_rows,
+)
 
 
 def make(task, options):
@@ -74,11 +82,11 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,
-    "heads": Number(2.0, 0.0, 1e3, search=(0.1, 5.0)),
-    "contrast": Number(3.0, 0.0, 1e3, search=(0.1, 5.0)),
-    "distill": Number(3.0, 0.0, 1e3, search=(0.1, 5.0)),
-    "temperature": Number(0.1, 1e-3, 1e3),
-    "alpha": Number(0.1, 1e-3, 1e3),
+    "heads": Hyperparameter(2.0, 0.0, 1e3, search=(0.1, 5.0)),
+    "contrast": Hyperparameter(3.0, 0.0, 1e3, search=(0.1, 5.0)),
+    "distill": Hyperparameter(3.0, 0.0, 1e3, search=(0.1, 5.0)),
+    "temperature": Hyperparameter(0.1, 1e-3, 1e3),
+    "alpha": Hyperparameter(0.1, 1e-3, 1e3),
     "start": SHARE._replace(default=0.1),  # Of training, where averaging begins.
   },
   recipes={"cmrf": {"cmrf": {}}},

@@ -12,7 +12,7 @@ import itertools
 
 from mer_dg.losses import translation_distance
 from mer_dg.methods import _parts
-from mer_dg.methods.term import Number, Spec, Term, needs_two, whole_rows
+from mer_dg.methods.term import Hyperparameter, Spec, Term, needs_two, whole_rows
 
 
 def make(task, options):
@@ -39,7 +39,7 @@ def make(task, options):
 SPEC = Spec(
   "cmt",
   make,
-  {"weight": Number(0.1, 0.0, 1e4, search=(0.01, 1.0))},
+  {"weight": Hyperparameter(0.1, 0.0, 1e4, search=(0.01, 1.0))},
   options={"translator": ("mlp", "none")},
   recipes={
     "cmt_mlp": {"cmt": {"translator": "mlp"}},

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mer_dg.losses import cross_entropy, gradient_reversal, masked_mean
 from mer_dg.methods._parts import needs_domains
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term, whole_rows
+from mer_dg.methods.term import WEIGHT, Hyperparameter, Spec, Term, whole_rows
 from mer_dg.networks import init_mlp, mlp
 
 _HIDDEN = 256
@@ -44,7 +44,7 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,
-    "reversal": Number(1.0, 0.0, 1e3, search=(0.01, 10.0)),
+    "reversal": Hyperparameter(1.0, 0.0, 1e3, search=(0.01, 10.0)),
   },
   recipes={"dann": {"dann": {}}},
 )

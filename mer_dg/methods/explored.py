@@ -13,7 +13,7 @@ import jax
 from mer_dg import mixing
 from mer_dg.contracts import named_key
 from mer_dg.methods import _entropy, _parts, mer
-from mer_dg.methods.term import SHARE, Number, Spec, Term, needs_two
+from mer_dg.methods.term import SHARE, Hyperparameter, Spec, Term, needs_two
 from mer_dg.networks import init_mlp, mlp
 
 
@@ -42,18 +42,18 @@ def make(task, options):
   return Term(loss, init, lambda memory, aux, params, ctx: aux["score"])
 
 
-def _numbers(options) -> dict[str, Number]:
+def _hyperparameters(options) -> dict[str, Hyperparameter]:
   own = {
-    "eta": Number(1.0, 0.0, 1e3, search=(0.1, 10.0)),
+    "eta": Hyperparameter(1.0, 0.0, 1e3, search=(0.1, 10.0)),
     "beta": SHARE._replace(default=0.9),  # Decay of the scores.
   }
-  return _entropy.numbers_of(options) | own
+  return _entropy.hyperparameters(options) | own
 
 
 SPEC = Spec(
   "explored",
   make,
-  _numbers,
+  _hyperparameters,
   options=_entropy.OPTIONS | {"queue": (0,)},
   recipes={"mer_explored": {"explored": mer.KDE}},
   per_modality_weight=True,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mer_dg.losses import cross_entropy, masked_mean
 from mer_dg.methods import _parts
-from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, whole_rows
+from mer_dg.methods.term import SHARE, WEIGHT, Hyperparameter, Spec, Term, whole_rows
 from mer_dg.networks import init_mlp, mlp
 
 
@@ -69,8 +69,8 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,
-    "penalty": Number(1e3, 0.0, 1e6, search=(10.0, 1e4)),
-    "decay": Number(0.95, 0.0, 0.999),
+    "penalty": Hyperparameter(1e3, 0.0, 1e6, search=(10.0, 1e4)),
+    "decay": Hyperparameter(0.95, 0.0, 0.999),
     "start": SHARE._replace(default=0.3),  # Of training.
   },
   recipes={"fishr": {"fishr": {}}},

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mer_dg.losses import cross_entropy, gradient_blending_weights
 from mer_dg.methods import _parts
-from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two
+from mer_dg.methods.term import SHARE, WEIGHT, Hyperparameter, Spec, Term, needs_two
 
 
 def make(task, options):
@@ -88,7 +88,7 @@ SPEC = Spec(
   {
     "weight": WEIGHT,
     "window": SHARE._replace(default=0.1),  # Of training.
-    "held_out": Number(0.1, 0.01, 0.9),
+    "held_out": Hyperparameter(0.1, 0.01, 0.9),
   },
   options={"gain": ("positive", "absolute")},
   recipes={"g_blend": {"g_blend": {}}},

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 
 from mer_dg.losses import cross_entropy, masked_mean
 from mer_dg.methods import _parts
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term, needs_two, transformation
+from mer_dg.methods.term import (
+  WEIGHT,
+  Hyperparameter,
+  Spec,
+  Term,
+  needs_two,
+  transformation,
+)
 
 
 def make(task, options):
@@ -89,11 +96,11 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,
-    "heads": Number(3.0, 0.0, 1e3, search=(0.1, 5.0)),
-    "domain": Number(0.5, 0.0, 1e3, search=(0.01, 1.0)),
-    "reversal": Number(0.3, 0.0, 1e3, search=(0.01, 1.0)),
-    "alpha_class": Number(0.5, 0.0, 1e3, search=(0.01, 1.0)),
-    "alpha_domain": Number(0.1, 0.0, 1e3, search=(0.01, 1.0)),
+    "heads": Hyperparameter(3.0, 0.0, 1e3, search=(0.1, 5.0)),
+    "domain": Hyperparameter(0.5, 0.0, 1e3, search=(0.01, 1.0)),
+    "reversal": Hyperparameter(0.3, 0.0, 1e3, search=(0.01, 1.0)),
+    "alpha_class": Hyperparameter(0.5, 0.0, 1e3, search=(0.01, 1.0)),
+    "alpha_domain": Hyperparameter(0.1, 0.0, 1e3, search=(0.01, 1.0)),
   },
   recipes={"gmp": {"gmp": {}}},
 )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.methods._parts import accuracy, domain_risks, needs_domains
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term
+from mer_dg.methods.term import WEIGHT, Hyperparameter, Spec, Term
 
 
 def make(task, options):
@@ -38,7 +38,7 @@ def make(task, options):
 SPEC = Spec(
   "group_dro",
   make,
-  {"weight": WEIGHT, "eta": Number(0.01, 0.0, 1e3, search=(1e-3, 0.1))},
+  {"weight": WEIGHT, "eta": Hyperparameter(0.01, 0.0, 1e3, search=(1e-3, 0.1))},
   recipes={"group_dro": {"group_dro": {}}},
   replaces=("fused",),
   off=None,

@@ -6,7 +6,7 @@ embeddings.
 """
 
 from mer_dg.losses import cross_entropy
-from mer_dg.methods.term import Number, Spec, Term
+from mer_dg.methods.term import Hyperparameter, Spec, Term
 
 
 def make(task, options):
@@ -28,7 +28,7 @@ def make(task, options):
 SPEC = Spec(
   "unimodal",
   make,
-  {"weight": Number(0.5, 0.0, 1e4, search=(0.1, 1.0))},
+  {"weight": Hyperparameter(0.5, 0.0, 1e4, search=(0.1, 1.0))},
   recipes={
     "heads": {"unimodal": {}},
     "late": {"unimodal": {}, "network": {"fusion": "late"}},

@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from mer_dg.contracts import named_key
 from mer_dg.losses import cross_entropy, gradient_reversal, masked_mean
 from mer_dg.methods import _parts
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term, needs_two, whole_rows
+from mer_dg.methods.term import (
+  WEIGHT,
+  Hyperparameter,
+  Spec,
+  Term,
+  needs_two,
+  whole_rows,
+)
 from mer_dg.networks import init_mlp, mlp
 
 
@@ -75,11 +82,11 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,
-    "heads": Number(3.0, 0.0, 1e3, search=(0.1, 5.0)),
-    "modality": Number(0.1, 0.0, 1e3, search=(0.01, 1.0)),
-    "domain": Number(0.5, 0.0, 1e3, search=(0.01, 1.0)),
-    "reverse_modality": Number(0.1, 0.0, 1e3, search=(0.01, 1.0)),
-    "reverse_domain": Number(0.3, 0.0, 1e3, search=(0.01, 1.0)),
+    "heads": Hyperparameter(3.0, 0.0, 1e3, search=(0.1, 5.0)),
+    "modality": Hyperparameter(0.1, 0.0, 1e3, search=(0.01, 1.0)),
+    "domain": Hyperparameter(0.5, 0.0, 1e3, search=(0.01, 1.0)),
+    "reverse_modality": Hyperparameter(0.1, 0.0, 1e3, search=(0.01, 1.0)),
+    "reverse_domain": Hyperparameter(0.3, 0.0, 1e3, search=(0.01, 1.0)),
   },
   recipes={"jat": {"jat": {}}},
 )

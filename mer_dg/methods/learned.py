@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from mer_dg.contracts import named_key
 from mer_dg.losses import cross_entropy
 from mer_dg.methods import _entropy, mer
-from mer_dg.methods.term import Number, Spec, Term, needs_two, whole_rows
+from mer_dg.methods.term import Hyperparameter, Spec, Term, needs_two, whole_rows
 
 
 def make(task, options):
@@ -77,18 +77,18 @@ def cosine(a, b, part, model):
   return dot(0, 1) / jnp.sqrt(jnp.maximum(dot(0, 0) * dot(1, 1), 1e-20))
 
 
-def _numbers(options) -> dict[str, Number]:
+def _hyperparameters(options) -> dict[str, Hyperparameter]:
   own = {
-    "rate": Number(0.05, 0.0, 10.0, search=(0.01, 0.2)),
-    "limit": Number(10.0, 1.0, 1e3),
+    "rate": Hyperparameter(0.05, 0.0, 10.0, search=(0.01, 0.2)),
+    "limit": Hyperparameter(10.0, 1.0, 1e3),
   }
-  return _entropy.numbers_of(options) | own
+  return _entropy.hyperparameters(options) | own
 
 
 SPEC = Spec(
   "learned",
   make,
-  _numbers,
+  _hyperparameters,
   options=_entropy.OPTIONS | {"queue": (0,)},
   recipes={"mer_learned": {"learned": mer.KDE}},
   per_modality_weight=True,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mer_dg.losses import cross_entropy, masked_mean, modality_dropout_probabilities
 from mer_dg.methods import _parts
-from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two
+from mer_dg.methods.term import SHARE, WEIGHT, Hyperparameter, Spec, Term, needs_two
 
 _PARTS = ("heads", "distill", "distill_heads")
 
@@ -88,10 +88,10 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,
-    **dict.fromkeys(_PARTS, Number(1.0, 0.0, 1e3, search=(0.1, 2.0))),
+    **dict.fromkeys(_PARTS, Hyperparameter(1.0, 0.0, 1e3, search=(0.1, 2.0))),
     "base": SHARE,  # Least rate of a modality that is ahead.
-    "inner_lr": Number(1e-4, 0.0, 1e3, search=(1e-4, 0.1)),
-    "beta": Number(0.999, 0.0, 1.0),
+    "inner_lr": Hyperparameter(1e-4, 0.0, 1e3, search=(1e-4, 0.1)),
+    "beta": Hyperparameter(0.999, 0.0, 1.0),
   },
   recipes={"mbcd": {"mbcd": {}}},
   replaces=("fused",),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.losses import cross_entropy, masked_mean
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term
+from mer_dg.methods.term import WEIGHT, Hyperparameter, Spec, Term
 
 
 def make(task, options):
@@ -59,7 +59,7 @@ def keep_modalities(
 SPEC = Spec(
   "md",
   make,
-  {"weight": WEIGHT, "rate": Number(0.3, 0.0, 1.0, search=(0.05, 0.7))},
+  {"weight": WEIGHT, "rate": Hyperparameter(0.3, 0.0, 1.0, search=(0.05, 0.7))},
   recipes={"md": {"md": {}}},
   replaces=("fused",),
   off={"weight": 1.0, "rate": 0.0},

@@ -24,7 +24,7 @@ def make(task, options):
   if "domain" in scope:
     _parts.needs_rows(task, f"mer with scope={scope!r}")
   projector, capacity = options["apply_to"] == "projector", options["queue"]
-  known = _entropy.numbers_of(options)
+  known = _entropy.hyperparameters(options)
   numbers = [n for n in ("bandwidth", *_entropy.PARTS) if n in known]
 
   def init(key, task, params):
@@ -62,7 +62,7 @@ _LOGDET = KDE | dict(estimator="logdet", normalize="none", weight=3.0)
 SPEC = Spec(
   "mer",
   make,
-  _entropy.numbers_of,
+  _entropy.hyperparameters,
   options=_entropy.OPTIONS,
   recipes={
     "mer_kde": {"mer": KDE},

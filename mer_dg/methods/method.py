@@ -15,9 +15,9 @@ from mer_dg.methods import registry
 from mer_dg.methods.registry import SETTINGS, Recipe
 from mer_dg.methods.term import (
   Context,
+  Hyperparameter,
   MethodError,
   Moment,
-  Number,
   Term,
   Transformation,
   transformation,
@@ -225,7 +225,7 @@ def build_method(name: str, recipe: Recipe, task: Task) -> Method:
     )
   for term, fields in registry.terms_of(recipe).items():
     options[term] = registry.options_of(term, fields)
-    numbers = registry.numbers_of(term, fields, task.modalities)
+    numbers = registry.hyperparameters_of(term, fields, task.modalities)
     hyper[term] = {k: float(fields.get(k, n.default)) for k, n in numbers.items()}
     try:
       terms[term] = registry.SPECS[term].make(task, options[term])
@@ -272,10 +272,10 @@ def _check_fields(where: str, term: str, fields: Mapping, modalities) -> None:
       )
   if modalities is None:
     modalities = [f.removeprefix("weight_") for f in fields if f.startswith("weight_")]
-  numbers = registry.numbers_of(term, fields, modalities)
+  numbers = registry.hyperparameters_of(term, fields, modalities)
   for field, value in fields.items():
     if field in numbers:
-      check_number(f"{where}.{field}", value, numbers[field])
+      check_hyperparameter(f"{where}.{field}", value, numbers[field])
     elif field not in spec.options:
       chosen = ", ".join(
         f"{k}={v!r}" for k, v in registry.options_of(term, fields).items()
@@ -287,7 +287,7 @@ def _check_fields(where: str, term: str, fields: Mapping, modalities) -> None:
       )
 
 
-def check_number(field: str, value: Any, number: Number) -> None:
+def check_hyperparameter(field: str, value: Any, number: Hyperparameter) -> None:
   """Raises a `MethodError` unless ``value`` is a number in the range of ``number``."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise MethodError(f"{field}={value!r} must be a number.")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.losses import miro
-from mer_dg.methods.term import Number, Spec, Term
+from mer_dg.methods.term import Hyperparameter, Spec, Term
 
 _START, _LEAST = 0.1, 1e-5
 
@@ -51,6 +51,6 @@ def make(task, options):
 SPEC = Spec(
   "miro",
   make,
-  {"weight": Number(0.1, 0.0, 1e4, search=(0.01, 1.0))},
+  {"weight": Hyperparameter(0.1, 0.0, 1e4, search=(0.01, 1.0))},
   recipes={"miro": {"miro": {}}},
 )

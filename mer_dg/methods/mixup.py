@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.losses import cross_entropy
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term
+from mer_dg.methods.term import WEIGHT, Hyperparameter, Spec, Term
 
 
 def make(task, options):
@@ -67,7 +67,7 @@ def draw_partners(key: jax.Array, domain: jax.Array, mask: jax.Array) -> jax.Arr
 SPEC = Spec(
   "mixup",
   make,
-  {"weight": WEIGHT, "alpha": Number(0.2, 1e-3, 1e3, search=(0.1, 2.0))},
+  {"weight": WEIGHT, "alpha": Hyperparameter(0.2, 1e-3, 1e3, search=(0.1, 2.0))},
   recipes={"mixup": {"mixup": {}}},
   replaces=("fused",),
   off=None,

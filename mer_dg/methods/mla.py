@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from mer_dg.losses import cross_entropy
 from mer_dg.methods._parts import accuracy
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term, needs_two
+from mer_dg.methods.term import WEIGHT, Hyperparameter, Spec, Term, needs_two
 
 
 def make(task, options):
@@ -85,7 +85,7 @@ def share_heads(params, model):
 SPEC = Spec(
   "mla",
   make,
-  {"weight": WEIGHT, "alpha": Number(0.1, 1e-6, 1e3, search=(0.01, 1.0))},
+  {"weight": WEIGHT, "alpha": Hyperparameter(0.1, 1e-6, 1e3, search=(0.01, 1.0))},
   recipes={"mla": {"mla": {}, "network": {"fusion": "late"}}},
   replaces=("fused",),
   off=None,

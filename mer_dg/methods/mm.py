@@ -24,7 +24,7 @@ from mer_dg import mixing
 from mer_dg.methods.term import (
   SHARE,
   WEIGHT,
-  Number,
+  Hyperparameter,
   Spec,
   Term,
   Transformation,
@@ -209,7 +209,7 @@ def _hyperparameters(options):
   numbers = {
     "weight": WEIGHT._replace(search=(0.1, 2.0)),
     # Of the modality-specific objective.
-    "unimodal_weight": Number(0.5, 0.0, 1e4, search=(0.1, 1.0)),
+    "unimodal_weight": Hyperparameter(0.5, 0.0, 1e4, search=(0.1, 1.0)),
     "beta": share(0.9),  # Decay of the exploration scores.
     "warmup": share(0.2),  # Before the first mixed step.
   }
@@ -218,14 +218,15 @@ def _hyperparameters(options):
   else:
     numbers["ramp"] = share(0.1)  # After the warm-up.
   if options["schedule"] == "nested":
-    numbers["inner_lr"] = Number(0.01, 0.0, 1e3)  # Length of the inner gradient step.
+    # Length of the inner gradient step.
+    numbers["inner_lr"] = Hyperparameter(0.01, 0.0, 1e3)
   # Strong predictions: probability of the label; or share of each class.
   if options["rule"] == "threshold":
     numbers["threshold"] = share(0.7)
   else:
     numbers["fraction"] = share(0.5)
   if options["proportions"] == "exploration":  # How far they follow the gaps.
-    numbers["eta"] = Number(1.0, 0.0, 1e3, search=(0.1, 2.0))
+    numbers["eta"] = Hyperparameter(1.0, 0.0, 1e3, search=(0.1, 2.0))
   return numbers
 
 

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 
 from mer_dg.losses import mmpareto_direction
 from mer_dg.methods._parts import unimodal_losses
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term, needs_two, transformation
+from mer_dg.methods.term import (
+  WEIGHT,
+  Hyperparameter,
+  Spec,
+  Term,
+  needs_two,
+  transformation,
+)
 
 
 def make(task, options):
@@ -53,7 +60,7 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,  # Of the unimodal losses.
-    "gamma": Number(1.5, 0.0, 1e3, search=(1.0, 3.0)),
+    "gamma": Hyperparameter(1.5, 0.0, 1e3, search=(1.0, 3.0)),
   },
   recipes={"mmpareto": {"mmpareto": {}}},
   off=None,

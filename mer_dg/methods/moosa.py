@@ -23,7 +23,15 @@ import numpy as np
 from mer_dg.contracts import named_key
 from mer_dg.losses import cross_entropy
 from mer_dg.methods import _parts
-from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two, whole_rows
+from mer_dg.methods.term import (
+  SHARE,
+  WEIGHT,
+  Hyperparameter,
+  Spec,
+  Term,
+  needs_two,
+  whole_rows,
+)
 from mer_dg.networks import init_mlp, mlp
 
 
@@ -84,9 +92,9 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,
-    "head_temperature": Number(1.0, 1e-3, 1e3),
-    "entropy": Number(1e-3, 0.0, 1e3, search=(1e-3, 1.0)),
-    "jigsaw": Number(1.0, 0.0, 1e3, search=(0.1, 3.0)),
+    "head_temperature": Hyperparameter(1.0, 1e-3, 1e3),
+    "entropy": Hyperparameter(1e-3, 0.0, 1e3, search=(1e-3, 1.0)),
+    "jigsaw": Hyperparameter(1.0, 0.0, 1e3, search=(0.1, 3.0)),
     "masked": SHARE._replace(default=0.3),
     **_parts.SHARED_AND_SPECIFIC,
   },

@@ -22,7 +22,15 @@ from mer_dg.contracts import named_key
 from mer_dg.entropy import von_neumann_entropy
 from mer_dg.losses import cross_entropy, mean_shift_contrastive, supervised_contrastive
 from mer_dg.methods import _parts
-from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two, whole_rows
+from mer_dg.methods.term import (
+  SHARE,
+  WEIGHT,
+  Hyperparameter,
+  Spec,
+  Term,
+  needs_two,
+  whole_rows,
+)
 
 
 def make(task, options):
@@ -87,10 +95,10 @@ SPEC = Spec(
   {
     "weight": WEIGHT,
     "alpha": SHARE._replace(default=0.7, search=(0.1, 1.0)),
-    "entropy": Number(1.0, 0.0, 1e3, search=(0.1, 10.0)),
-    "temperature": Number(0.1, 1e-3, 1e3),
-    "shift_temperature": Number(0.25, 1e-3, 1e3),
-    "noise": Number(0.1, 0.0, 1e3, search=(0.01, 1.0)),
+    "entropy": Hyperparameter(1.0, 0.0, 1e3, search=(0.1, 10.0)),
+    "temperature": Hyperparameter(0.1, 1e-3, 1e3),
+    "shift_temperature": Hyperparameter(0.25, 1e-3, 1e3),
+    "noise": Hyperparameter(0.1, 0.0, 1e3, search=(0.01, 1.0)),
   },
   options={"neighbours": (8, 4, 12, 16)},
   recipes={"nel": {"nel": {}}},

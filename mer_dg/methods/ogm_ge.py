@@ -16,7 +16,7 @@ from mer_dg.contracts import named_key
 from mer_dg.losses import cross_entropy, ogm_coefficients
 from mer_dg.methods.term import (
   WEIGHT,
-  Number,
+  Hyperparameter,
   Spec,
   Term,
   needs_two,
@@ -74,8 +74,8 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT,  # Of the heads that measure.
-    "alpha": Number(0.3, 0.0, 1e3, search=(0.1, 1.0)),
-    "noise": Number(1.0, 0.0, 1e3),
+    "alpha": Hyperparameter(0.3, 0.0, 1e3, search=(0.1, 1.0)),
+    "noise": Hyperparameter(1.0, 0.0, 1e3),
   },
   recipes={"ogm_ge": {"ogm_ge": {}}},
   off={"weight": 0.0, "alpha": 0.0, "noise": 0.0},

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mer_dg.losses import prototype_cross_entropy
-from mer_dg.methods.term import WEIGHT, Number, Spec, Term, needs_two
+from mer_dg.methods.term import WEIGHT, Hyperparameter, Spec, Term, needs_two
 
 _FAR = 1e4  # Where a class has no prototype yet: no row is near it.
 
@@ -69,7 +69,7 @@ SPEC = Spec(
   make,
   {
     "weight": WEIGHT._replace(search=(0.1, 3.0)),
-    "decay": Number(0.9, 0.0, 1.0),  # Of the prototypes, per step.
+    "decay": Hyperparameter(0.9, 0.0, 1.0),  # Of the prototypes, per step.
   },
   recipes={"pmr": {"pmr": {}}},
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mer_dg.contracts import Registry
-from mer_dg.methods.term import MethodError, Number, Spec
+from mer_dg.methods.term import Hyperparameter, MethodError, Spec
 
 # {term: fields}: what a config writes down.
 Recipe = Mapping[str, Mapping[str, Any]]
@@ -76,7 +76,7 @@ def terms_of(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
 
 def _written_out(term: str, fields: Mapping[str, Any]) -> dict[str, Any]:
   options = options_of(term, fields)
-  numbers = {k: n.default for k, n in numbers_of(term, fields, ()).items()}
+  numbers = {k: n.default for k, n in hyperparameters_of(term, fields, ()).items()}
   return {**options, **numbers, **fields}
 
 
@@ -85,7 +85,9 @@ def options_of(term: str, fields: Mapping[str, Any]) -> dict[str, Any]:
   return {k: fields.get(k, v[0]) for k, v in SPECS[term].options.items()}
 
 
-def numbers_of(term: str, fields: Mapping[str, Any], modalities) -> dict[str, Number]:
+def hyperparameters_of(
+  term: str, fields: Mapping[str, Any], modalities
+) -> dict[str, Hyperparameter]:
   """The numeric hyperparameters that a term has, given its options.
 
   Args:
@@ -99,7 +101,7 @@ def numbers_of(term: str, fields: Mapping[str, Any], modalities) -> dict[str, Nu
     declared = declared(options_of(term, fields))
   numbers = dict(declared)
   if spec.per_modality_weight:
-    numbers |= {f"weight_{m}": Number(1.0, 0.0, 1e4) for m in modalities}
+    numbers |= {f"weight_{m}": Hyperparameter(1.0, 0.0, 1e4) for m in modalities}
   return numbers
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from mer_dg.contracts import named_key
 from mer_dg.losses import cross_entropy
 from mer_dg.methods import _parts
-from mer_dg.methods.term import SHARE, WEIGHT, Number, Spec, Term, needs_two
+from mer_dg.methods.term import SHARE, WEIGHT, Hyperparameter, Spec, Term, needs_two
 
 
 def make(task, options):
@@ -65,8 +65,9 @@ SPEC = Spec(
   {
     "weight": WEIGHT,
     "warmup": SHARE._replace(default=1 / 6),
-    "unimodal": Number(0.5, 0.0, 1e3, search=(0.1, 1.0)),  # Of heads in the warm-up.
-    "specific": Number(1.0, 0.0, 1e3, search=(0.1, 3.0)),  # Of the head afterwards.
+    # Of heads in the warm-up, then of the head.
+    "unimodal": Hyperparameter(0.5, 0.0, 1e3, search=(0.1, 1.0)),
+    "specific": Hyperparameter(1.0, 0.0, 1e3, search=(0.1, 3.0)),
   },
   recipes={"remix": {"remix": {}}},
   replaces=("fused",),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mer_dg.methods.term import Number, Spec, Term, transformation
+from mer_dg.methods.term import Hyperparameter, Spec, Term, transformation
 
 
 def make(task, options):
@@ -31,7 +31,7 @@ def make(task, options):
 SPEC = Spec(
   "sam",
   make,
-  {"rho": Number(0.05, 0.0, 1e3, search=(0.01, 0.5))},
+  {"rho": Hyperparameter(0.05, 0.0, 1e3, search=(0.01, 0.5))},
   recipes={"sam": {"sam": {}}},
   off={"rho": 0.0},
 )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mer_dg.methods.term import Number, Spec, Term
+from mer_dg.methods.term import Hyperparameter, Spec, Term
 
 _AT = 3  # Place of the segment of convergence among the last N_e = 6: N_e - N_s.
 
@@ -94,7 +94,7 @@ TERM = Term(init=_init, update=_update, eval_params=_mean, on_eval=_on_eval)
 SPEC = Spec(
   "swad",
   lambda task, options: TERM,
-  {"tolerance": Number(0.3, 0.0, 1e3)},
+  {"tolerance": Hyperparameter(0.3, 0.0, 1e3)},
   recipes={"swad": {"swad": {}}},
   off={},
 )

@@ -113,7 +113,7 @@ class Term(NamedTuple):
   joint: bool = True
 
 
-class Number(NamedTuple):
+class Hyperparameter(NamedTuple):
   """A numeric hyperparameter.
 
   Attributes:
@@ -129,8 +129,8 @@ class Number(NamedTuple):
   search: tuple[float, float] | None = None
 
 
-WEIGHT = Number(1.0, 0.0, 1e4)  # Above this range it is a typo.
-SHARE = Number(0.0, 0.0, 1.0)
+WEIGHT = Hyperparameter(1.0, 0.0, 1e4)  # Above this range it is a typo.
+SHARE = Hyperparameter(0.0, 0.0, 1.0)
 
 
 class Spec(NamedTuple):
@@ -140,8 +140,8 @@ class Spec(NamedTuple):
     name: Of the term, in recipes and logs.
     make: ``(task, options) -> Term``; raises a ValueError for options that do not fit
       the task.
-    hyperparameters: ``{name: Number}``, or ``options -> {name: Number}`` where they
-      depend on options. A term with a loss has ``weight``.
+    hyperparameters: ``{name: Hyperparameter}``, or a function from options to that,
+      where they depend on options. A term with a loss has ``weight``.
     options: ``{name: allowed values}``; the first one is the default.
     recipes: ``{method: {term: fields}}``; beside terms a recipe may have groups
       ``network`` and ``optimizer``, fields of the config that belong to the method.
@@ -155,7 +155,8 @@ class Spec(NamedTuple):
   name: str
   make: Callable[[Task, Mapping[str, Any]], Term]
   hyperparameters: (
-    Mapping[str, Number] | Callable[[Mapping[str, Any]], Mapping[str, Number]]
+    Mapping[str, Hyperparameter]
+    | Callable[[Mapping[str, Any]], Mapping[str, Hyperparameter]]
   ) = types.MappingProxyType({})
   options: Mapping[str, tuple[Any, ...]] = types.MappingProxyType({})
   recipes: Mapping[str, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType({})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mer_dg.losses import masked_mean
 from mer_dg.methods._parts import domain_risks, needs_domains
-from mer_dg.methods.term import SHARE, Number, Spec, Term
+from mer_dg.methods.term import SHARE, Hyperparameter, Spec, Term
 
 
 def make(task, options):
@@ -31,7 +31,7 @@ SPEC = Spec(
   "vrex",
   make,
   {
-    "weight": Number(10.0, 0.0, 1e5, search=(0.1, 1e4)),
+    "weight": Hyperparameter(10.0, 0.0, 1e5, search=(0.1, 1e4)),
     "start": SHARE._replace(default=0.1),  # Of training, where the full weight begins.
     "early": SHARE._replace(default=0.1),  # Part of the weight before.
   },

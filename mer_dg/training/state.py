@@ -66,6 +66,29 @@ def evaluated(state: TrainState, method) -> dict[str, Any]:
   return {"params": params, **state.model_state}
 
 
+def judge(state: TrainState, method, measure, rows, *, remember, choose):
+  """The state after its terms saw an evaluation, and the metrics of its records.
+
+  Args:
+    state: Of one run, or stacked over runs.
+    method: Its `Method`.
+    measure: ``(variables, rows) -> metrics``.
+    rows: A list of what is measured; terms see the first.
+    remember: ``(memory, metrics) -> memory``, `Method.on_eval`, compiled.
+    choose: ``state -> variables`` that are evaluated.
+
+  Returns:
+    ``(state, metrics of each of rows)``.
+  """
+  if method.watches:
+    seen = measure(state.variables, rows[0])
+    state = state.replace(memory=remember(state.memory, seen))
+    if not method.averages:
+      return state, [seen, *(measure(state.variables, other) for other in rows[1:])]
+  variables = choose(state)
+  return state, [measure(variables, own) for own in rows]
+
+
 def make_optimizer(hyper, *, schedule: str, total_steps: int):
   """Adam with coupled L2, as the reference code has it (not AdamW).
 

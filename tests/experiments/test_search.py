@@ -20,7 +20,7 @@ from mer_dg.experiments.search import (
 )
 from mer_dg.experiments.tables import shown, train_table
 from mer_dg.experiments.workdir import Workdir
-from mer_dg.methods import numbers_of
+from mer_dg.methods import hyperparameters_of
 from mer_dg.protocol import Assignment
 
 TASKS = [Assignment("d0"), Assignment("d1")]
@@ -181,7 +181,7 @@ def test_a_method_without_a_space_takes_the_ranges_of_its_terms(tiny):
   named = {r.method: r.overrides for r in search_runs(config, TASKS) if r.overrides}
   assert named["heads"] == (("unimodal.weight", pytest.approx(0.2)),)
   (name, value), *_ = named["mer_vmf"]
-  low, high = numbers_of("mer", {}, ())["weight"].search
+  low, high = hyperparameters_of("mer", {}, ())["weight"].search
   assert name == "mer.weight"
   assert low <= value <= high
 

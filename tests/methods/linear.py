@@ -6,7 +6,7 @@ import numpy as np
 
 from mer_dg.contracts import Model, Outputs, Task
 from mer_dg.losses import cross_entropy
-from mer_dg.methods import SPECS, Context, numbers_of, options_of
+from mer_dg.methods import SPECS, Context, hyperparameters_of, options_of
 
 MODALITIES = ("b", "a")
 ROWS, WIDTH, CLASSES = 8, 8, 3
@@ -90,7 +90,7 @@ class Run:
   def __init__(self, name, task=TASK, *, step=0, key=1, options=None, **numbers):
     options = options_of(name, options or {})
     self.term = SPECS[name].make(task, options)
-    declared = numbers_of(name, options, task.modalities)
+    declared = hyperparameters_of(name, options, task.modalities)
     self.hyper = {k: jnp.float32(n.default) for k, n in declared.items()}
     self.hyper |= {k: jnp.float32(v) for k, v in numbers.items()}
     self.params, self.step = make_params(), step

@@ -153,7 +153,7 @@ def plain(changes):
   return Trained({group: dict(fields) for group, fields in changes})
 
 
-def numbers_of(states):
+def arrays_of(states):
   """The states as arrays that NumPy compares."""
   states = states.replace(key=jax.random.key_data(states.key))
   return jax.tree.map(np.asarray, states)
@@ -172,7 +172,7 @@ def test_finite_for_every_mask_and_every_missing_modality(name):
   run = trained(name)
   states, metrics, _ = run.take(run.begin(), 3, *MASKS.values())
   chex.assert_tree_all_finite((states.params, states.opt_state, metrics))
-  for leaf in jax.tree.leaves(numbers_of(states).memory):  # It may hold an inf.
+  for leaf in jax.tree.leaves(arrays_of(states).memory):  # It may hold an inf.
     assert not np.isnan(leaf).any()
   value, grad = run.take(states, 1, *MASKS.values())[2]
   chex.assert_tree_all_finite((value, grad))
@@ -196,7 +196,7 @@ def test_padding_and_neighbours_have_no_influence(name):
     run.begin(*pair, *pair, pair[0], pair[0]), 3,
     *({"garbage": g} for g in (1, 1, 2, 2, 3)),
   )  # fmt: skip
-  found = numbers_of(states), metrics
+  found = arrays_of(states), metrics
   for one, other in ((0, 2), (1, 3), (0, 4)):
     chex.assert_trees_all_equal(lane_of(found, one), lane_of(found, other))
   net = states.params["net"]
@@ -260,13 +260,13 @@ def test_alone_it_is_as_in_a_wave_in_any_order_of_modalities(name):
   lanes = {"optimizer": slow}, {"seed": 1, "optimizer": slow, **other}
   states = run.take(run.begin(*lanes), 2)[0]
   both = run.take(states, 1)[:2]
-  both = numbers_of(both[0]), both[1]
+  both = arrays_of(both[0]), both[1]
   step, number = quick_jit(run.step), int(states.step[0])
   key = jax.random.fold_in(jax.random.key(7), number)
   for i in range(2):
     alone = jax.tree.map(lambda a, i=i: a[i], states)
     found, expected = step(alone, tiny_batch(number), key)
-    jax.tree.map_with_path(_near, lane_of(both, i), (numbers_of(found), expected))
+    jax.tree.map_with_path(_near, lane_of(both, i), (arrays_of(found), expected))
 
 
 @battery
@@ -278,13 +278,13 @@ def test_killed_and_resumed_it_takes_the_same_steps(name, tmp_path):
     checkpoints.save(2, states, {}, (0.0,))
     checkpoints.wait()
     restored, _ = checkpoints.restore(run.begin(), 2)
-  restored = numbers_of(restored)
-  chex.assert_trees_all_equal(restored, numbers_of(states))
+  restored = arrays_of(restored)
+  chex.assert_trees_all_equal(restored, arrays_of(states))
   # As NumPy arrays: those of a checkpoint are bound to their device, and that would be
   # another program.
   restored = restored.replace(key=jax.random.wrap_key_data(restored.key))
   one, other = run.take(states, 2), run.take(restored, 2)
-  chex.assert_trees_all_equal(numbers_of(one[0]), numbers_of(other[0]))
+  chex.assert_trees_all_equal(arrays_of(one[0]), arrays_of(other[0]))
   chex.assert_trees_all_equal(one[1], other[1])
   net = states.params["net"]
   if not run.method.averages:

@@ -14,7 +14,7 @@ from mer_dg.methods import (
   MethodError,
   Moment,
   build_method,
-  numbers_of,
+  hyperparameters_of,
 )
 from tests.factories import quick_jit
 
@@ -332,11 +332,11 @@ def _trace(fields):
 
 
 def _all_numbers():
-  """``{number: Number}`` over all options."""
+  """``{number: Hyperparameter}`` over all options."""
   found = {}
   for option, values in SPECS["mm"].options.items():
     for value in values:
-      found |= numbers_of("mm", {option: value}, MODALITIES)
+      found |= hyperparameters_of("mm", {option: value}, MODALITIES)
   return found
 
 

@@ -8,8 +8,8 @@ from mer_dg.methods import (
   MethodError,
   build_method,
   check_recipe,
+  hyperparameters_of,
   merge_recipes,
-  numbers_of,
   recipes,
 )
 
@@ -189,7 +189,7 @@ def test_recipes_are_written_out_and_are_those_of_their_terms():
   known = recipes()
   assert known["erm"] == {}
   assert known["mer_kde"]["mer"].keys() == {
-    *SPECS["mer"].options, *numbers_of("mer", {}, ()),
+    *SPECS["mer"].options, *hyperparameters_of("mer", {}, ()),
   }  # fmt: skip
   for name, recipe in known.items():
     build_method(name, recipe, TASK)  # Nothing in them is out of range.
@@ -199,7 +199,7 @@ def test_every_loss_has_a_weight_and_numbers_lie_in_their_ranges():
   for name, spec in SPECS.items():
     own = [{}, *(r[name] for r in spec.recipes.values() if name in r)]
     for fields in own:
-      numbers = numbers_of(name, fields, ("a",))
+      numbers = hyperparameters_of(name, fields, ("a",))
       assert spec.off is None or set(spec.off) <= set(numbers), name
       assert "weight_a" in numbers or not spec.per_modality_weight
       for number in numbers.values():

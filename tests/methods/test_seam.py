@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mer_dg import methods
-from mer_dg.methods import Number, Term, transformation
+from mer_dg.methods import Hyperparameter, Term, transformation
 from tests.factories import quick_jit, tiny_batch, tiny_problem
 
 KEY = jax.random.key(3)
@@ -60,7 +60,11 @@ def test_a_numbers_default_is_a_jax_array_of_the_state_and_not_of_the_program(re
     loss = lambda outputs, batch, ctx: (ctx.hyper["size"], {"step": ctx.step})
     return Term(loss)
 
-  register("sized", make, {"weight": Number(2.0, 0, 9), "size": Number(3.0, 0, 9)})
+  register(
+    "sized",
+    make,
+    {"weight": Hyperparameter(2.0, 0, 9), "size": Hyperparameter(3.0, 0, 9)},
+  )
   problem = tiny_problem({"sized": {}, "fused": {"weight": 0.0}})
   step = quick_jit(problem.step)
   for size, weight in ((3.0, 2.0), (5.0, 1.0)):
@@ -187,7 +191,7 @@ def test_an_edited_cell_of_a_notebook_registers_again(register):
 def test_the_same_file_registers_again_and_a_wrong_spec_is_named():
   spec = methods.SPECS["rna"]
   assert methods.register(spec) is spec
-  wrong = spec._replace(hyperparameters={"weight": Number(2.0, 0.0, 1.0)})
+  wrong = spec._replace(hyperparameters={"weight": Hyperparameter(2.0, 0.0, 1.0)})
   with pytest.raises(
     methods.MethodError, match=r"'rna': weight=2.0 lies outside .* \[0.0, 1.0\]"
   ):
