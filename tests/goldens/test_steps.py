@@ -1,6 +1,7 @@
 """Every recipe takes the two steps that the committed file says."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ from tests.goldens import steps
 
 GOLDEN = json.loads(steps.PATH.read_text())
 CASES = steps.cases()
-WRITTEN_BY = "0.10.2"  # The jax of the file.
+# By this jax, as it compiles for users: XLA_FLAGS= pytest tests/goldens is exact.
+AS_WRITTEN = jax.__version__ == "0.10.2" and not os.environ["XLA_FLAGS"].strip()
 
 
 def test_every_recipe_has_a_golden():
@@ -24,8 +26,8 @@ def test_two_steps_are_those_of_the_file(name):
     # Sums are taken in another order on another processor. The bias of a projection has
     # no gradient under logdet, but rounding: Adam makes whole steps of it.
     rtol = 5e-3 if what == "params" and "logdet" in name else 2e-5
-    if jax.__version__ != WRITTEN_BY:
+    if not AS_WRITTEN:
       # Another compiler rounds otherwise: log-determinants by 2e-4; and of CMRF, one of
-      # whose gradients is all rounding, Adam makes whole steps, 3e-3 of the loss.
-      rtol = max(rtol, 1e-3 * ("logdet" in name), 1e-2 * (name == "cmrf"))
+      # whose gradients is all rounding, Adam makes whole steps, 1e-2 of the norm.
+      rtol = max(rtol, 1e-3 * ("logdet" in name), 3e-2 * (name == "cmrf"))
     np.testing.assert_allclose(found[what], expected, rtol=rtol, err_msg=what)

@@ -39,8 +39,13 @@ def empty():
   return TrainState(zero, zero, jnp.float32(0), {}, (), {}, {})
 
 
-def run(folder, driver, *, total=10, evaluate=None, **kw):
+def run(folder, driver, *, total=10, evaluate=None, on_eval=lambda step: None):
   log, evaluations, resumed = [], [], []
+
+  def record(step, found):
+    on_eval(step)
+    evaluations.append(step)
+
   with Checkpoints(folder) as checkpoints:
     state = fit(
       empty(),
@@ -52,9 +57,8 @@ def run(folder, driver, *, total=10, evaluate=None, **kw):
       eval_every=4,
       rank=lambda found: (found["val/x"],),
       on_log=lambda step, metrics: log.append((step, metrics["loss"])),
-      on_eval=lambda step, found: evaluations.append(step),
+      on_eval=record,
       on_resume=resumed.append,
-      **kw,
     )
   return state, log, evaluations, resumed
 
@@ -85,6 +89,17 @@ def test_resume_goes_on_from_the_checkpoint(tmp_path):
   driver = Counter()
   state, *_, resumed = run(tmp_path / "c", driver)
   assert (driver.chunks, resumed, float(state.params)) == ([], [10], 55.0)
+
+
+def test_a_kill_between_record_and_checkpoint_loses_no_record(tmp_path):
+  def killed(step):
+    if step == 8:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path / "c", Counter(), on_eval=killed)
+  with Checkpoints(tmp_path / "c") as checkpoints:
+    assert checkpoints.steps() == [4]
 
 
 def test_what_terms_remember_of_an_evaluation_is_saved_with_it(tmp_path):

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from mer_dg.training.state import make_optimizer, run_keys
+from tests.factories import tiny_problem
 
 HYPER = {"lr": jnp.float32(0.1), "weight_decay": jnp.float32(0.5)}
 
@@ -58,3 +59,9 @@ def test_streams_of_a_run_are_different(no_key_reuse):
   keys = run_keys(jax.random.key(3))
   drawn = [float(jax.random.uniform(k)) for k in keys]
   assert len(set(drawn)) == 3
+
+
+def test_runs_of_one_seed_are_paired_whatever_the_method():
+  """The key of a run, which first weights and the order of rows come from."""
+  one, other = (tiny_problem(r).begin(3).key for r in ({}, {"mer": {}, "unimodal": {}}))
+  assert one == other != tiny_problem({}).begin(4).key
