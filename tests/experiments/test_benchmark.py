@@ -28,7 +28,7 @@ NAMES = [
   for s in ("calm", "noisy")
   for p in ("leave_one_domain_out", "target_alone")
 ]
-TRAINED = [name for name in NAMES if "in_domain" in name]
+TRAINED = [name for name in NAMES if "target_alone" in name]
 
 
 def test_the_plan_changes_what_a_set_says_and_nothing_else(config, tmp_path):
@@ -69,7 +69,7 @@ def test_subsets_are_tables_of_their_own(config, tmp_path):
 def trained_config(config):
   """One protocol of it."""
   made = config.copy_and_resolve_references()
-  made.benchmark.protocols = ("in_domain",)
+  made.benchmark.protocols = ("target_alone",)
   return made
 
 
@@ -130,8 +130,8 @@ def test_the_report_shows_every_table_and_their_overview(interrupted, trained_co
 
 def test_two_settings_of_one_generator_are_told_apart(interrupted):
   _, text, _ = interrupted
-  for name in ("calm (m0 + m1), in domain", "noisy (m0 + m1), in domain"):
-    assert f"\n## {name}\n" in text
+  for name in ("calm (m0 + m1)", "noisy (m0 + m1)"):
+    assert f"\n## {name}, target alone\n" in text
 
 
 def test_a_table_that_cannot_train_is_named_before_any_does(config, tmp_path):
