@@ -82,6 +82,7 @@ def test_one_run_then_the_same_command_then_evaluate_and_report(
   assert code == 0, err
   page = tmp_path / "report" / "index.html"
   assert out == f"Finished already: nothing to train.\nReport: {page}\n"
+  assert "step/s" not in err
   assert (tmp_path / "results.jsonl").read_text() == records
 
   # The folder says the rest.

@@ -56,6 +56,7 @@ class Progress:
       unit_scale=total >= 100_000,
       dynamic_ncols=watched,
       mininterval=0.2 if watched else _QUIET_INTERVAL,
+      disable=done >= total,  # A finished run has nothing to show.
     )
 
   def __enter__(self) -> Progress:
