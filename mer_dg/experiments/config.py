@@ -24,6 +24,7 @@ from mer_dg.methods import (
   terms_of,
 )
 from mer_dg.networks import ENCODERS, FUSIONS, encoders
+from mer_dg.networks.preparation import TRANSFORMS
 from mer_dg.networks.published import BN_MODES, LAYER4_INITS
 from mer_dg.networks.published.backbone import TRAINABLE
 from mer_dg.protocol import PROTOCOLS, SOURCE_RULES
@@ -223,6 +224,8 @@ class NetworkFields:
   embedding_dropout: Rate = 0.0
   # Largest scaled input, in robust standard deviations.
   input_clip: Annotated[float, _number(0.0, open_low=True)] = 10.0
+  # none, or asinh of scaled vectors and sequences: heavy tails become logarithms.
+  input_transform: Annotated[str, _one_of(*TRANSFORMS)] = "none"
   # Or bfloat16; parameters and losses stay float32.
   compute_dtype: Annotated[str, _one_of("float32", "bfloat16")] = "float32"
 

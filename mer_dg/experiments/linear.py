@@ -40,7 +40,7 @@ def linear_models(setup: Setup) -> list[LinearModel]:
     single ones; without the first and last for one modality.
   """
   dataset = setup.dataset.in_memory()
-  features = {m: _features(dataset, m) for m in dataset.modalities}
+  features = {m: features_of(dataset, m) for m in dataset.modalities}
   scores: dict[str, list[tuple[str, float, float]]] = {}
   for task, split in zip(setup.tasks, setup.splits, strict=True):
     for name, (val, target) in _of_task(setup, dataset, features, split).items():
@@ -164,8 +164,12 @@ def _fit(x, label, train, classes: int, asked) -> list[np.ndarray]:
   return out
 
 
-def _features(dataset: ArrayDataset, m: str) -> np.ndarray:
-  """float32 ``[N, D]``, NaN where the modality is missing."""
+def features_of(dataset: ArrayDataset, m: str) -> np.ndarray:
+  """What a linear model sees of a modality, see `linear_models`.
+
+  Returns:
+    float32 ``[N, D]``, NaN where the modality is missing.
+  """
   x, kind = dataset.inputs[m], dataset.kinds[m]
   if kind == "vector":
     out = x.astype(np.float32)

@@ -13,7 +13,7 @@ from mer_dg.contracts import InputSpec, Network, Outputs, named_key
 from mer_dg.networks import encoders, heads, initialization
 from mer_dg.networks import fusion as fusion_lib
 from mer_dg.networks.branches import add_backbone, encode_with_backbone
-from mer_dg.networks.preparation import prepare_input
+from mer_dg.networks.preparation import TRANSFORMS, prepare_input
 from mer_dg.networks.published import (
   BACKBONES,
   FROM_SCRATCH,
@@ -42,6 +42,7 @@ def make_network(
   dropout: float = 0.5,
   embedding_dropout: float = 0.0,
   input_clip: float = 10.0,
+  input_transform: str = "none",
   compute_dtype: str = "float32",
 ) -> Network:
   """A multimodal classifier for inputs like ``specs``.
@@ -86,6 +87,8 @@ def make_network(
     dropout: Probability of zeroing a hidden unit of the classifier in training.
     embedding_dropout: The same for the embeddings where they enter the fusion.
     input_clip: Largest magnitude of a scaled input, in units of the scale.
+    input_transform: ``none``, or ``asinh`` of scaled vectors and sequences, before they
+      are clipped; see `prepare_input`.
     compute_dtype: ``float32`` or ``bfloat16``; parameters and outputs are float32.
 
   Returns:
@@ -115,6 +118,8 @@ def make_network(
     raise ValueError(f"compute_dtype={compute_dtype!r} is not one of {COMPUTE_DTYPES}.")
   if not input_clip > 0:
     raise ValueError(f"input_clip={input_clip} must be > 0.")
+  if input_transform not in TRANSFORMS:
+    raise ValueError(f"input_transform={input_transform!r} is not one of {TRANSFORMS}.")
   encoder = _per_modality("encoder", encoder, modalities)
   embedding_dim = _per_modality("embedding_dim", embedding_dim, modalities)
   backbones = _backbones(encoder, specs, compute_dtype)
@@ -194,7 +199,9 @@ def make_network(
 
   def encode(variables, m, x, present):
     scaling = jax.lax.stop_gradient(variables["scaling"][m])
-    x, mask = prepare_input(specs[m], x, scaling, present, clip=input_clip)
+    x, mask = prepare_input(
+      specs[m], x, scaling, present, clip=input_clip, transform=input_transform
+    )
     return _run(encoder_modules[m], variables, f"encoder_{m}", x, mask)
 
   def classify(variables, embeddings, present, *, train, key, rates):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from mer_dg.contracts import InputSpec
 
+TRANSFORMS = ("none", "asinh")
+
 
 def prepare_input(
   spec: InputSpec,
@@ -15,6 +17,7 @@ def prepare_input(
   present: jax.Array,
   *,
   clip: float,
+  transform: str = "none",
 ) -> tuple[jax.Array, jax.Array | None]:
   """Casts, splits off the validity channel, scales, clips and zeroes missing rows.
 
@@ -24,6 +27,8 @@ def prepare_input(
     scaling: ``center`` and ``inv_scale``, each ``[spec.channels]``.
     present: bool ``[B]``.
     clip: Largest magnitude of a scaled value.
+    transform: ``none``, or ``asinh`` of scaled vectors and sequences: about the value
+      up to 1, its logarithm far above; heavy tails keep their order, not their weight.
 
   Returns:
     The scaled input, float32 without validity channel, and the mask ``[B, T]`` of valid
@@ -50,6 +55,9 @@ def prepare_input(
     x, mask = x[..., :-1], (x[..., -1] > 0.5) & present[:, None]
   shape = (1,) * (x.ndim - 1) + (-1,)
   center, inv_scale = (scaling[k].reshape(shape) for k in ("center", "inv_scale"))
-  x = jnp.clip((x - center) * inv_scale, -clip, clip)
+  x = (x - center) * inv_scale
+  if transform == "asinh" and spec.kind in ("vector", "sequence"):
+    x = jnp.arcsinh(x)
+  x = jnp.clip(x, -clip, clip)
   # Zeroing the input, and not only the embedding, keeps NaN out of the backward pass.
   return jnp.where(present.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), mask

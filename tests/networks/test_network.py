@@ -5,6 +5,7 @@ import pytest
 
 from mer_dg.contracts import InputSpec
 from mer_dg.networks import count_parameters, describe, heads, make_network
+from mer_dg.networks.preparation import prepare_input
 
 KEY = jax.random.key(0)
 ROWS = 5
@@ -130,6 +131,21 @@ def test_vmap_over_runs_equals_a_loop(network, variables, batch):
   for i in (0, 1):
     expected = single(jax.tree.map(lambda x, i=i: x[i], stacked), keys[i])
     assert_close(jax.tree.map(lambda x, i=i: x[i], actual), expected, atol=1e-5)
+
+
+def test_heavy_tails_become_logarithms_in_vectors_and_sequences_alone():
+  x = np.array([[-1e6, 0.01], [3.0, 1e30]], np.float32)
+  scaling = {"center": jnp.zeros(2), "inv_scale": jnp.ones(2)}
+  present = jnp.ones(2, bool)
+  given = dict(scaling=scaling, present=present, clip=1e9, transform="asinh")
+  found, _ = prepare_input(InputSpec("vector", (2,)), x, **given)
+  assert_close(found, np.arcsinh(x.astype(np.float64)), rtol=1e-6)
+  assert_close(found[0, 0], -np.log(2e6), rtol=1e-6)
+  series, _ = prepare_input(InputSpec("sequence", (1, 2)), x[:, None], **given)
+  assert_close(series[:, 0], found, rtol=0)
+  pixels = np.zeros((2, 4, 4, 2), np.float32) + 5
+  same, _ = prepare_input(InputSpec("image", (4, 4, 2)), pixels, **given)
+  assert_close(same, pixels, rtol=0)
 
 
 def test_scaling_is_applied_clipped_and_not_trained():
@@ -294,6 +310,7 @@ def test_describe_counts_parameters(network, variables):
     ({"embedding_dropout": 1.0}, r"embedding_dropout=1.0 must lie in \[0, 1\)"),
     ({"compute_dtype": "float64"}, "compute_dtype='float64' is not one of"),
     ({"input_clip": 0.0}, "input_clip=0.0 must be > 0"),
+    ({"input_transform": "log"}, "input_transform='log' is not one of"),
   ],
 )
 def test_bad_arguments_are_named(change, match):
