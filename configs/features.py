@@ -18,5 +18,7 @@ def get_config(target: str = ""):
   c = common.get_config()
   c.target = target
   c.data.name = "npz"
-  c.update(FEATURES)  # Metric and length of training; mer_dg.fit has the same.
+  c.update_from_flattened_dict(
+    FEATURES
+  )  # Metric and length of training; mer_dg.fit has the same.
   return c

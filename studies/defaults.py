@@ -35,19 +35,14 @@ from mer_dg.data import leave_one_domain_out, load_npz
 from mer_dg.experiments.linear import features_of
 
 # {name: fields of the config that differ from configs/features.py}
-PLAIN = {"network.input_transform": "none", "total_steps": 300, "search.encoders": ()}
+PLAIN = {"network.input_transform": "none", "total_steps": 300}
 VARIANTS = {
   "plain": PLAIN,
-  "asinh": {**PLAIN, "network.input_transform": "asinh"},
-  "asinh, 600 steps": {
-    **PLAIN, "network.input_transform": "asinh", "total_steps": 600
-  },
-  "asinh, 600 steps, mlp": {
-    **PLAIN, "network.input_transform": "asinh", "total_steps": 600,
-    "network.encoder": "mlp",
-  },
+  "asinh": PLAIN | {"network.input_transform": "asinh"},
+  "range": PLAIN | {"network.input_transform": "range"},
+  "mlp": PLAIN | {"network.encoder": "mlp"},
   "as shipped": {},
-}  # fmt: skip
+}
 
 
 def pairs(names, confirm):

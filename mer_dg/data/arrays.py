@@ -16,6 +16,7 @@ from mer_dg.data.sampling import Pool, draw_batch
 # Central ranges of a standard normal distribution: 1.349 of it lies between the
 # quartiles, 3.290 between the 5th and 95th percentile, 5.152 within 0.5 and 99.5.
 _QUARTILES, _P90, _P99 = 1.349, 3.290, 5.152
+_RANGE = (0.1, 99.9)  # Percentiles of the training values.
 
 
 # Rows per evaluation block: large enough to keep a device busy, small enough
@@ -90,19 +91,23 @@ def fit_scaling(
   noise between its bursts. Where 90 % of the values are equal the central 99 %
   stand in, then the standard deviation. uint8 is bounded: mean and standard
   deviation. A channel that is constant on ``rows`` gets inverse scale 0: it
-  carries no training signal, and a change in it elsewhere would be noise.
+  carries no training signal, and a change in it elsewhere would be noise. The range
+  holds the central 99.8 % of the values.
 
   Args:
     dataset: The whole set.
     rows: Source training rows; nothing else is looked at.
 
   Returns:
-    ``{modality: {"center": float32 [C], "inv_scale": float32 [C]}}`` with C
-    the last axis of the modality (without validity channel).
+    ``{modality: {"center", "inv_scale", "low", "high"}}``, each float32 ``[C]`` with C
+    the last axis of the modality (without validity channel); ``low`` and ``high``, in
+    units of the input, are infinite for uint8, which has a range of its own.
   """
   scaling = {}
   for m, x in dataset.inputs.items():
     use = rows[dataset.present[m][rows]]
+    high = np.full(x.shape[-1], np.inf)
+    low = -high
     if not len(use):
       center = scale = np.zeros(x.shape[-1])
     elif x.dtype == np.uint8:
@@ -111,12 +116,16 @@ def fit_scaling(
       values = x[use]
       if m in dataset.lengths:
         values = values[valid_steps(x.shape[1], dataset.lengths[m][use])]
-      center, scale = _median_and_spread(values.reshape(-1, x.shape[-1]))
+      values = values.reshape(-1, x.shape[-1])
+      center, scale = _median_and_spread(values)
+      low, high = np.percentile(values.astype(np.float32), _RANGE, axis=0)
     constant = scale <= _rounding(center)
     inv_scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, scale))
     scaling[m] = {
       "center": center.astype(np.float32),
       "inv_scale": inv_scale.astype(np.float32),
+      "low": low.astype(np.float32),
+      "high": high.astype(np.float32),
     }
   return scaling
 

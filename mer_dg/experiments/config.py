@@ -224,7 +224,8 @@ class NetworkFields:
   embedding_dropout: Rate = 0.0
   # Largest scaled input, in robust standard deviations.
   input_clip: Annotated[float, _number(0.0, open_low=True)] = 10.0
-  # none, or asinh of scaled vectors and sequences: heavy tails become logarithms.
+  # Of vectors and sequences. range: clipped to the range of the sources' training rows;
+  # asinh: heavy tails become logarithms.
   input_transform: Annotated[str, _one_of(*TRANSFORMS)] = "none"
   # Or bfloat16; parameters and losses stay float32.
   compute_dtype: Annotated[str, _one_of("float32", "bfloat16")] = "float32"

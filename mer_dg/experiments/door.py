@@ -29,7 +29,12 @@ from mer_dg.reporting import write_report
 from mer_dg.reporting.tables import build_table
 
 # What configs/features.py changes in the defaults of `Config`.
-FEATURES = {"metric": "balanced_accuracy", "total_steps": 300, "eval_every": 100}
+FEATURES = {
+  "metric": "balanced_accuracy",
+  "total_steps": 600,
+  "eval_every": 100,
+  "network.input_transform": "range",
+}
 
 
 def load_dataset(path: str | os.PathLike[str]) -> Dataset:

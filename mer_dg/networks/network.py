@@ -13,7 +13,7 @@ from mer_dg.contracts import InputSpec, Network, Outputs, named_key
 from mer_dg.networks import encoders, heads, initialization
 from mer_dg.networks import fusion as fusion_lib
 from mer_dg.networks.branches import add_backbone, encode_with_backbone
-from mer_dg.networks.preparation import TRANSFORMS, prepare_input
+from mer_dg.networks.preparation import RANGED, TRANSFORMS, prepare_input
 from mer_dg.networks.published import (
   BACKBONES,
   FROM_SCRATCH,
@@ -87,8 +87,8 @@ def make_network(
     dropout: Probability of zeroing a hidden unit of the classifier in training.
     embedding_dropout: The same for the embeddings where they enter the fusion.
     input_clip: Largest magnitude of a scaled input, in units of the scale.
-    input_transform: ``none``, or ``asinh`` of scaled vectors and sequences, before they
-      are clipped; see `prepare_input`.
+    input_transform: ``none``; ``range``, vectors and sequences are clipped to the range
+      of the training data; or ``asinh``; see `prepare_input`.
     compute_dtype: ``float32`` or ``bfloat16``; parameters and outputs are float32.
 
   Returns:
@@ -189,6 +189,9 @@ def make_network(
         "center": jnp.zeros(spec.channels),
         "inv_scale": jnp.ones(spec.channels),
       }
+      if input_transform == "range" and spec.kind in RANGED:
+        every = jnp.full(spec.channels, jnp.inf)
+        scaling[m] |= {"low": -every, "high": every}
       z.append(z_m)
     params["fusion"] = {}
     if fusion_module is not None:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from mer_dg.contracts import InputSpec
 
-TRANSFORMS = ("none", "asinh")
+RANGED = ("vector", "sequence")  # Kinds whose numbers have no range of their own.
+TRANSFORMS = ("none", "asinh", "range")
 
 
 def prepare_input(
@@ -24,11 +25,14 @@ def prepare_input(
   Args:
     spec: What ``x`` must look like; a sequence may have another length.
     x: ``[B, *spec.shape]``, any real dtype.
-    scaling: ``center`` and ``inv_scale``, each ``[spec.channels]``.
+    scaling: ``center`` and ``inv_scale``, each ``[spec.channels]``; with ``range`` also
+      ``low`` and ``high``, in units of the input.
     present: bool ``[B]``.
     clip: Largest magnitude of a scaled value.
-    transform: ``none``, or ``asinh`` of scaled vectors and sequences: about the value
-      up to 1, its logarithm far above; heavy tails keep their order, not their weight.
+    transform: For vectors and sequences. ``range``: every channel is clipped to
+      ``[low, high]``, so that no network extrapolates where a new domain leaves the
+      sources. ``asinh`` of scaled values: about the value up to 1, its logarithm far
+      above; heavy tails keep their order, not their weight. ``none``.
 
   Returns:
     The scaled input, float32 without validity channel, and the mask ``[B, T]`` of valid
@@ -55,8 +59,10 @@ def prepare_input(
     x, mask = x[..., :-1], (x[..., -1] > 0.5) & present[:, None]
   shape = (1,) * (x.ndim - 1) + (-1,)
   center, inv_scale = (scaling[k].reshape(shape) for k in ("center", "inv_scale"))
+  if transform == "range" and spec.kind in RANGED:
+    x = jnp.clip(x, *(scaling[k].reshape(shape) for k in ("low", "high")))
   x = (x - center) * inv_scale
-  if transform == "asinh" and spec.kind in ("vector", "sequence"):
+  if transform == "asinh" and spec.kind in RANGED:
     x = jnp.arcsinh(x)
   x = jnp.clip(x, -clip, clip)
   # Zeroing the input, and not only the embedding, keeps NaN out of the backward pass.

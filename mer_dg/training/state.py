@@ -153,8 +153,9 @@ def make_state(
     network: A `Network`.
     method: A `Method`.
     seed: int32 scalar; may be traced, so that it can be vmapped.
-    scaling: Input scaling fitted on the source training rows; a modality that it
-      leaves out keeps the network's own, the identity.
+    scaling: Input scaling fitted on the source training rows, of which the network
+      takes what it has; a modality that it leaves out keeps the network's own, the
+      identity.
     hyper: As in `TrainState`, see `make_hyper`.
     schedule: As in `make_optimizer`.
     total_steps: As in `make_optimizer`.
@@ -173,6 +174,10 @@ def make_state(
     lambda a: jnp.array(a, jnp.result_type(a)),
     method.init(named_key(init_key, "terms"), net),
   )
+  fitted = {
+    m: {k: scaling.get(m, own)[k] for k in own}
+    for m, own in variables["scaling"].items()
+  }
   hyper = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), hyper)
   params = {"net": net, "terms": own}
   optimizer = whole_optimizer(method, hyper, schedule=schedule, total_steps=total_steps)
@@ -180,7 +185,7 @@ def make_state(
     step=jnp.int32(0),
     key=key,
     params=params,
-    model_state={**variables, "scaling": {**variables["scaling"], **scaling}},
+    model_state={**variables, "scaling": fitted},
     opt_state=optimizer.init(params),
     memory=memory,
     hyper=hyper,

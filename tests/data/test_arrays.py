@@ -133,6 +133,18 @@ def test_normal_data_become_standard_normal():
   assert fit["center"].dtype == fit["inv_scale"].dtype == np.float32
 
 
+def test_the_range_is_that_of_the_training_rows():
+  x = _normal()
+  x[0], x[3999] = 1e9, -1e9  # A broken reading; a row that does not train.
+  pixels = np.zeros((4000, 4, 4, 1), np.uint8)
+  found = fit_scaling(_dataset({"a": x, "b": pixels}), np.arange(3999))
+  z = lambda side: (found["a"][side] - found["a"]["center"]) * found["a"]["inv_scale"]
+  # 3.09 deviations hold 99.8 % of a normal distribution.
+  np.testing.assert_allclose(z("high"), 3.09, atol=0.5)
+  np.testing.assert_allclose(z("low"), -3.09, atol=0.5)
+  assert np.isinf(found["b"]["high"]).all()
+
+
 @pytest.mark.parametrize("outlier", [1e6, -1e30])
 def test_one_outlier_changes_nothing(outlier):
   x = _normal(n=200)

@@ -148,6 +148,26 @@ def test_heavy_tails_become_logarithms_in_vectors_and_sequences_alone():
   assert_close(same, pixels, rtol=0)
 
 
+def test_no_input_leaves_the_range_of_training():
+  specs = {"m": InputSpec("vector", (2,)), "p": InputSpec("image", (4, 4, 1))}
+  network = make_network(specs, **SMALL, input_transform="range")
+  variables = jax.jit(network.init)(KEY)
+  assert set(variables["scaling"]["m"]) == {"center", "inv_scale", "low", "high"}
+  assert set(variables["scaling"]["p"]) == {"center", "inv_scale"}
+  ranged = dict(variables["scaling"]["m"], low=jnp.zeros(2), high=jnp.ones(2))
+  variables = variables | {"scaling": variables["scaling"] | {"m": ranged}}
+
+  @jax.jit
+  def z(x):
+    given = {"m": x, "p": jnp.zeros((3, 4, 4, 1))}
+    present = {m: np.ones(3, bool) for m in specs}
+    return network.apply(variables, given, present, train=False)[0].embeddings["m"]
+
+  found = z(jnp.array([[0.5, 7.0], [0.5, 1.0], [0.5, 0.9]]))
+  assert_close(found[0], found[1], rtol=0)
+  assert np.abs(found[1] - found[2]).max() > 1e-4
+
+
 def test_scaling_is_applied_clipped_and_not_trained():
   network = make_network({"m": InputSpec("vector", (2,))}, **SMALL, input_clip=2.0)
   variables = jax.jit(network.init)(KEY)
