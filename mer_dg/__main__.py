@@ -96,11 +96,17 @@ def _help() -> str:
 # Modes that take the config of the workdir where none is given.
 _OF_WORKDIR = ("evaluate", "report", "diagnose")
 _STORED = CONFIGS / "_stored.py"
+# Fields that take several names: erm,heads is what ('erm','heads') is.
+_NAMES = (
+  r"methods|targets|sources|data\.modalities|search\.encoders|benchmark\.protocols"
+)
+_LISTED = re.compile(rf"(--?config\.(?:{_NAMES}))=([^\W\d][^,()'\"]*(?:,[^,()'\"]+)+)")
 
 
 def _completed(argv: list[str]) -> list[str]:
   """The words with the workdir's config where there is no other, and seeds counted.
 
+  ``--config.methods=erm,heads`` names two methods.
   Kinds of modalities, of which no config knows the names, become one field.
   """
   count = re.compile(r"(--?config\.seeds)=([1-9]\d{0,3})")
@@ -117,6 +123,8 @@ def _completed(argv: list[str]) -> list[str]:
       word = _shipped(word)
     elif found := count.fullmatch(word):  # ml_collections would make one seed of it.
       word = f"{found[1]}={tuple(range(int(found[2])))}"
+    elif found := _LISTED.fullmatch(word):  # And one name with commas in it.
+      word = f"{found[1]}={tuple(found[2].split(','))}"
     words.append(word)
   mode, workdir = _word(words, "mode"), _word(words, "workdir")
   given = any(re.match("--?config(=|$)", word) for word in words)

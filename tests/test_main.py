@@ -192,6 +192,10 @@ def test_a_wrong_value_leaves_nothing_behind(main, tmp_path, words, message):
     ("--config.seeds=0", "--config.seeds=0"),
     ("--config.seed=3", "--config.seed=3"),
     ("--config.search.seeds=3", "--config.search.seeds=3"),
+    ("--config.methods=erm,heads+md", "--config.methods=('erm', 'heads+md')"),
+    ("--config.targets=user a,user b", "--config.targets=('user a', 'user b')"),
+    ("--config.methods=('erm',)", "--config.methods=('erm',)"),
+    ("--config.data.path=a,b", "--config.data.path=a,b"),
   ],
 )
 def test_a_number_of_seeds(program, word, meant):

@@ -102,8 +102,8 @@ def behind(models: Sequence[LinearModel], network: float | None, metric: str) ->
 
   Example:
     >>> behind([LinearModel(ALL, 0.9, {"d": 0.5})], 0.4, "accuracy")
-    'It is 10.0 points behind a logistic regression on all modalities: train longer, or
-    with --config.network.encoder=mlp.'
+    "It is 10.0 points behind a logistic regression on all modalities: let the sources
+    choose the encoder (--config.search.encoders=auto,mlp), or train longer."
   """
   named = {model.name: model for model in models}
   linear = named[ALL] if ALL in named else models[0]
@@ -112,5 +112,6 @@ def behind(models: Sequence[LinearModel], network: float | None, metric: str) ->
   gap = names.number(linear.mean - network, metric)
   return (
     f"It is {gap}{names.change_unit(metric)} behind a logistic regression on "
-    f"{linear.name}: train longer, or with --config.network.encoder=mlp."
+    f"{linear.name}: let the sources choose the encoder "
+    "(--config.search.encoders=auto,mlp), or train longer."
   )
