@@ -1,22 +1,16 @@
 """Which defaults win: scale of inputs, encoder, length; beside scikit-learn's models.
 
-  python studies/defaults.py --data=FOLDER --set=cars --workdir=/tmp/defaults
+  python studies/defaults.py --data=FOLDER --workdir=runs/defaults cars hydraulic
 
-Two domains are left out at a time, training sees the others, and each of the two is
-scored as a source that was left out while the other is the target that nobody looked
-at. Over all pairs every domain is scored as a left-out source; no default is chosen
-by the domain on which a table tests. (A default is one for all sets: what is chosen
-here is confirmed on sets that took no part, see ``--confirm`` and docs/your_data.md.)
-
-``--confirm`` trains on all domains but one instead and scores that one: the numbers of
-a table. References are scikit-learn's logistic regression and one-hidden-layer network
-on statistics of every channel (as the linear rows of a table) and on the arrays as
-they are; the better of the two inputs is chosen on source validation rows.
+Every variant is the table of plain fusion of configs/features.py. The column to choose
+by is "left out": each source of each target left out in turn, judged by runs that saw
+neither. "target" confirms, on the domains that a table holds out. References are
+scikit-learn's logistic regression and one-hidden-layer network on statistics of every
+channel (as the linear rows of a table) and on the arrays as they are; the better of the
+two inputs is chosen on source validation rows. Results: docs/your_data.md.
 """
 
 import argparse
-import itertools
-import json
 from pathlib import Path
 import time
 import warnings
@@ -40,105 +34,87 @@ VARIANTS = {
   "plain": PLAIN,
   "asinh": PLAIN | {"network.input_transform": "asinh"},
   "range": PLAIN | {"network.input_transform": "range"},
-  "mlp": PLAIN | {"network.encoder": "mlp"},
+  "range, mlp": PLAIN | {"network.input_transform": "range", "network.encoder": "mlp"},
   "as shipped": {},
+}
+MODELS = {
+  "LR": lambda: LogisticRegression(C=0.1, max_iter=500),
+  "MLP": lambda: MLPClassifier((128,), batch_size=64, max_iter=60, random_state=0),
 }
 
 
-def pairs(names, confirm):
-  """``(sources, scored)`` of every training."""
-  left_out = 1 if confirm or len(names) < 3 else 2
-  for out in itertools.combinations(names, left_out):
-    yield tuple(n for n in names if n not in out), out
-
-
-def inputs_of(dataset):
-  """``{name: [N, D]}``: two ways to flatten all modalities."""
+def references(dataset):
+  """``{model: mean over held-out domains}``."""
   flat = [x.reshape(len(x), -1) for x in dataset.inputs.values()]
   short = [features_of(dataset, m) for m in dataset.modalities]
-  return {
-    "flat": np.concatenate(flat, 1).astype(np.float32),
-    "statistics": np.nan_to_num(np.concatenate(short, 1)),
-  }
+  inputs = [np.concatenate(flat, 1).astype(np.float32)]
+  inputs.append(np.nan_to_num(np.concatenate(short, 1)))
+  found = {name: [] for name in MODELS}
+  for target in dataset.domain_names:
+    split = leave_one_domain_out(dataset, target, split_seed=0, val_fraction=0.2)
+    train, val = (np.concatenate([*p.values()]) for p in (split.train, split.val))
+    for name, model in MODELS.items():
+      scores = []
+      for x in inputs:
+        fitted = make_pipeline(StandardScaler(), model()).fit(
+          x[train], dataset.label[train]
+        )
+        judged = [
+          balanced_accuracy_score(dataset.label[rows], fitted.predict(x[rows]))
+          for rows in (val, split.test)
+        ]
+        scores.append(tuple(judged))
+      found[name].append(max(scores)[1])
+  return {name: float(np.mean(scores)) for name, scores in found.items()}
 
 
-def references(dataset, sources, scored):
-  """Balanced accuracy of scikit-learn's models on each scored domain."""
-  split = leave_one_domain_out(
-    dataset, scored[0], sources=sources, split_seed=0, val_fraction=0.2
-  )
-  train = np.concatenate([*split.train.values()])
-  val = np.concatenate([*split.val.values()])
-  label, found = dataset.label, {}
-  models = {
-    "LR": lambda: LogisticRegression(C=0.1, max_iter=500),
-    "MLP": lambda: MLPClassifier((128,), batch_size=64, max_iter=60, random_state=0),
-  }
-  for name, model in models.items():
-    best = -1.0
-    for x in inputs_of(dataset).values():
-      fitted = make_pipeline(StandardScaler(), model()).fit(x[train], label[train])
-      score = lambda rows, x=x, f=fitted: (
-        100 * balanced_accuracy_score(label[rows], f.predict(x[rows]))
-      )
-      if (at := score(val)) > best:
-        best = at
-        rows = {
-          d: np.flatnonzero(dataset.domain == dataset.domain_id(d)) for d in scored
-        }
-        found[name] = {d: score(r) for d, r in rows.items()}
-  return found
-
-
-def train(path, sources, scored, fields, seeds, workdir):
-  """Balanced accuracy of plain fusion on each scored domain, mean over seeds."""
-  config = features.get_config()
+def train(path, fields, seeds, workdir):
+  """Mean score on left-out sources, on targets, and seconds of CPU."""
+  config, began = features.get_config(), time.process_time()
+  encoder = fields.get("network.encoder", config.network.encoder)
   config.update_from_flattened_dict(
     {
-      "data.path": str(path), "methods": ("erm",), "seeds": seeds,
-      "metric": "balanced_accuracy", "sources": sources, "targets": scored,
-      "eval_every": 100, **fields,
+      "data.path": str(path), "methods": ("erm",), "seeds": tuple(range(seeds)),
+      "search.encoders": (encoder,), "search.seeds": (100,), **fields,
     }
   )  # fmt: skip
   experiments.run(config, workdir=str(workdir))
-  records = list(protocol.read_records(workdir / "results.jsonl"))
-  last = max(r["step"] for r in records)
-  of = lambda d: [
-    r["metrics"] for r in records if r["step"] == last and r["target"] == d
+  last = lambda records: np.mean(
+    [
+      r["metrics"]["target/balanced_accuracy"]
+      for r in records
+      if r["step"] == config.total_steps
+    ]
+  )
+  parts = [
+    list(protocol.read_records(workdir / f"{p}.jsonl")) for p in ("inner", "results")
   ]
-  key = "target/balanced_accuracy"
-  return {d: 100 * float(np.mean([m[key] for m in of(d)])) for d in scored}
+  return *map(last, parts), time.process_time() - began
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
   parser.add_argument("--data", required=True, help="folder of the sets")
-  parser.add_argument("--set", required=True)
   parser.add_argument("--workdir", required=True)
-  parser.add_argument("--seeds", type=int, default=1)
+  parser.add_argument("--seeds", type=int, default=2)
   parser.add_argument("--variant", action="append", choices=list(VARIANTS))
-  parser.add_argument("--confirm", action="store_true")
+  parser.add_argument("sets", nargs="+")
   args = parser.parse_args()
   warnings.simplefilter("ignore", ConvergenceWarning)
-  path, folder = Path(args.data) / f"{args.set}.npz", Path(args.workdir)
-  dataset, seeds = load_npz(path), tuple(range(args.seeds))
-  out = folder / f"{args.set}{'-confirm' * args.confirm}.jsonl"
-  folder.mkdir(parents=True, exist_ok=True)
-  for sources, scored in pairs(dataset.domain_names, args.confirm):
-    rows = references(dataset, sources, scored)
-    for name in args.variant or VARIANTS:
-      began = time.time()
-      place = "-".join([args.set, *scored, name]).replace(" ", "_")
-      rows[name] = train(path, sources, scored, VARIANTS[name], seeds, folder / place)
-      print(place, rows[name], f"{time.time() - began:.0f} s", flush=True)
-    with out.open("a") as file:
-      for name, scores in rows.items():
-        for domain, score in scores.items():
-          file.write(json.dumps([args.set, name, scored, domain, score]) + "\n")
-  lines = [json.loads(line) for line in out.read_text().splitlines()]
-  for name in dict.fromkeys(line[1] for line in lines):
-    scores = [line[4] for line in lines if line[1] == name]
-    print(f"{args.set:16s} {name:20s} {np.mean(scores):5.1f}  n = {len(scores)}")
+  lines = [
+    "| set | variant | left out | target | CPU s |",
+    "| --- | --- | ---: | ---: | ---: |",
+  ]
+  for name in args.sets:
+    path = Path(args.data) / f"{name}.npz"
+    for model, score in references(load_npz(path).in_memory()).items():
+      lines.append(f"| {name} | {model} | | {100 * score:.1f} | |")
+    for variant in args.variant or VARIANTS:
+      place = Path(args.workdir) / f"{name}-{variant}".replace(" ", "_")
+      left_out, target, took = train(path, VARIANTS[variant], args.seeds, place)
+      scores = f"{100 * left_out:.1f} | {100 * target:.1f}"
+      lines.append(f"| {name} | {variant} | {scores} | {took:.0f} |")
+    print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":
