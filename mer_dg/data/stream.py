@@ -43,7 +43,8 @@ class RowSource(Protocol):
     """``{"inputs": {m: array}, "present": {m: bool}, "label": int, "index": int}``.
 
     Arrays of one modality have one shape in all rows; where a modality is missing
-    they are zero. A row that also has ``"damaged": True`` is masked, like padding.
+    they are zero. A row that also has ``"damaged": WHAT`` is masked, like padding, and
+    told to the ``note(row, what)`` of a source that has one, in this process.
     Sources of other elements come with a ``read_row``. A source that
     augments has ``read(row, step)`` instead, and gets the step of the batch.
     """
@@ -156,7 +157,7 @@ class BatchStream(Iterator[Batch]):
 
   def __init__(
     self,
-    load: Callable[[int], Batch],
+    load: _Loader,
     start_step: int,
     num_threads: int,
     prefetch: int,
@@ -176,7 +177,9 @@ class BatchStream(Iterator[Batch]):
   def __next__(self) -> Batch:
     if self._batches is None:
       self._batches = self._open(self._step)
-    batch = next(self._batches)
+    batch, damaged = next(self._batches)
+    for row, what in damaged:
+      self._load.note(row, what)
     self._step += 1
     return batch
 
@@ -331,7 +334,10 @@ class _Blocks:
 
 
 class _Loader:
-  """``step -> batch``, run by Grain in its threads and processes."""
+  """``step -> batch, [(row, what is wrong with it)]``, run by Grain.
+
+  In its threads, or in its processes, to which a copy is sent.
+  """
 
   def __init__(
     self,
@@ -341,15 +347,22 @@ class _Loader:
   ):
     self._source, self._plan, self._read_row = source, plan, read_row
 
-  def __call__(self, step: int) -> Batch:
+  def __call__(self, step: int) -> tuple[Batch, list[tuple[int, str]]]:
     rows, domain, mask = self._plan(int(step))
     if isinstance(self._source, ArraySource) and self._read_row is None:
-      return gather_batch(self._source.arrays, rows, domain, mask)
+      return gather_batch(self._source.arrays, rows, domain, mask), []
     wanted, place = np.unique(rows, return_inverse=True)  # Padding repeats rows.
     elements = [self._row(int(r), int(step)) for r in wanted]
-    whole = np.array([not e.get("damaged", False) for e in elements])
+    what = [e.get("damaged", "") for e in elements]
+    whole = np.array([not w for w in what])
     stacked = _stack(elements, wanted)
-    return gather_batch(stacked, place, domain, mask & whole[place])
+    batch = gather_batch(stacked, place, domain, mask & whole[place])
+    return batch, [(int(r), str(w)) for r, w in zip(wanted, what, strict=True) if w]
+
+  def note(self, row: int, what: str) -> None:
+    """Tells the source, in the process that iterates, of a damaged row."""
+    if hasattr(self._source, "note"):
+      self._source.note(row, what)
 
   def _row(self, row: int, step: int) -> Row:
     if hasattr(self._source, "read"):  # Its augmentation depends on the step.

@@ -217,6 +217,19 @@ def limit(d: int, dtype) -> float:
   return math.sqrt(float(jnp.finfo(dtype).max) / (8 * d))
 
 
+def cut_off(x: jax.Array, bound: float) -> jax.Array:
+  """``x`` within the bound: what is beyond half of it grows as its logarithm.
+
+  Clipping would make distinct far rows equal, and an entropy small that is large.
+  """
+  start, largest = bound / 2, float(jnp.finfo(x.dtype).max)
+  size = jnp.minimum(jnp.abs(x), largest)
+  far = size > start
+  slope = start / math.log(largest / start)
+  grown = start + slope * jnp.log(jnp.where(far, size, start) / start)
+  return jnp.where(far, jnp.sign(x) * grown, x)
+
+
 def center_rows(
   z: jax.Array, where: jax.Array | None, **units
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

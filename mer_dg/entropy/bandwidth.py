@@ -60,8 +60,8 @@ def scaled_by_rule(
     x = _arrays.drop_rows(z - _arrays.robust_center(z, where)[None, :], where)
     h, unit = _median_distance(x, where), jnp.ones((), z.dtype)
   elif rule == "median":
-    x, unit = ordinary_units(z, where)
-    h = _median_distance(x, where)
+    x, unit = _ordinary_units(z, where)
+    h = _median_distance(_arrays.cut_off(x, _arrays.limit(d, z.dtype)), where)
   else:
     x, unit = _arrays.in_units(z, where)
     count = jnp.maximum(_arrays.row_count(z, where), 1)
@@ -73,18 +73,25 @@ def scaled_by_rule(
   return x, jnp.maximum(h, smallest), unit
 
 
-def ordinary_units(z, where):
-  """As ``_arrays.in_units`` with an ordinary row as unit; far rows are cut off.
+def ordinary_rows(z, where):
+  """Rows around a robust centre, one of ordinary size as unit; far ones are cut off.
 
   A far row may be 1e20 times as long as the others, which then have no squares.
   """
+  x, _ = _ordinary_units(z, where)
+  return _arrays.cut_off(x, _arrays.limit(z.shape[1], z.dtype))
+
+
+def _ordinary_units(z, where):
+  """The same before they are cut off, and the unit."""
   center = _arrays.robust_center(z, where)[None, :]
   size = jnp.max(jnp.abs(_arrays.drop_rows(z - center, where)), axis=1)
   ordinary = _arrays.median(size, jnp.ones_like(size, bool) if where is None else where)
   inverse = 1 / _arrays.power_of_two(jnp.where(ordinary > 0, ordinary, jnp.max(size)))
-  x = _arrays.drop_rows(z * inverse - center * inverse, where)
-  bound = _arrays.limit(z.shape[1], z.dtype)
-  return jnp.clip(x, -bound, bound), 1 / inverse
+  # What overflows here is infinitely far for every rule.
+  largest = float(jnp.finfo(z.dtype).max)
+  x = jnp.clip(z * inverse, -largest, largest) - center * inverse
+  return _arrays.drop_rows(jnp.clip(x, -largest, largest), where), 1 / inverse
 
 
 def _median_distance(z, where):

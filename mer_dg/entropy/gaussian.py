@@ -132,24 +132,26 @@ def gaussian_entropy(
   def one(z, where):
     d = z.shape[1]
     rho = jnp.asarray(shrinkage, z.dtype)
-    z, unit = _arrays.in_units(z, where)
     if concrete is None:
       plain, shrunk = _plain_logdet(z, where), _shrunk_logdet(z, where, rho)
       pick = lambda a, b: jnp.where(rho > 0, a, b)
-      logdet, finite = map(pick, shrunk, plain)
+      half_logdet, finite = map(pick, shrunk, plain)
     elif concrete > 0:
-      logdet, finite = _shrunk_logdet(z, where, rho)
+      half_logdet, finite = _shrunk_logdet(z, where, rho)
     else:
-      logdet, finite = _plain_logdet(z, where)
-    logdet = jnp.where(finite, logdet, 0)
-    value = 0.5 * d * math.log(2 * math.pi * math.e) + 0.5 * logdet + d * jnp.log(unit)
+      half_logdet, finite = _plain_logdet(z, where)
+    value = 0.5 * d * math.log(2 * math.pi * math.e) + jnp.where(finite, half_logdet, 0)
     return jnp.where(finite, value, -jnp.inf)
 
   return _arrays.estimate(one, z, where, min_rows=2)
 
 
 def _shrunk_logdet(z, where, rho):
-  """``log det`` of the shrunk covariance, rho > 0 (else any finite number)."""
+  """Half the ``log det`` of the shrunk covariance, rho > 0 (else any number).
+
+  And whether it is finite.
+  """
+  z, unit = _arrays.in_units(z, where)
   count = _arrays.row_count(z, where)
   mean = jnp.sum(z, axis=0) / jnp.maximum(count, 1)
   x = _arrays.drop_rows(z - mean[None, :], where)
@@ -162,15 +164,18 @@ def _shrunk_logdet(z, where, rho):
   x = x / (sigma * jnp.sqrt(dof))
   rho = jnp.where(rho > 0, rho, 1)
   logdet = ridge_logdet(jnp.sqrt(1 - rho) * x, rho)
-  return logdet + 2 * d * jnp.log(sigma), positive
+  return 0.5 * logdet + d * (jnp.log(sigma) + jnp.log(unit)), positive
 
 
 def _plain_logdet(z, where):
-  """``log det`` of the covariance, and whether it is finite."""
+  """Half the ``log det`` of the covariance, and whether it is finite."""
   n, d = z.shape
   if n <= d:
     return jnp.zeros((), z.dtype), jnp.zeros((), bool)
   count = _arrays.row_count(z, where)
   v = jnp.ones(n, z.dtype) if where is None else where.astype(z.dtype)
+  # One unit for each column: the smallest may be 1e40 times as small as the largest.
+  z, unit = _arrays.in_units(z, where, per_column=True)
   value, full_rank = scatter_logdet(z, v)
-  return value - d * jnp.log(jnp.maximum(count - 1, 1)), full_rank & (count > d)
+  value = 0.5 * (value - d * jnp.log(jnp.maximum(count - 1, 1)))
+  return value + jnp.sum(jnp.log(unit)), full_rank & (count > d)

@@ -44,7 +44,10 @@ def scaled_rows(
     u = x / jnp.maximum(h, smallest)
   else:
     bound = _arrays.limit(d, z.dtype)
-    u = jnp.clip(x / h, -bound, bound)
+    # Where h is a trainable number, 0 times an infinite slope would be nan.
+    near = jnp.abs(x) <= lax.stop_gradient(h) * bound
+    scaled = jnp.where(near, x, 0) / h
+    u = _arrays.cut_off(jnp.where(near, scaled, x / lax.stop_gradient(h)), bound)
   if kernel.on_sphere:
     log_normalizer = kernel.log_normalizer(d, h * unit)
   else:  # their product might overflow

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mer_dg.entropy import _arrays
-from mer_dg.entropy.bandwidth import ordinary_units
+from mer_dg.entropy.bandwidth import ordinary_rows
 from mer_dg.entropy.tiles import dot
 
 # Up to here squared distances are summed coordinate by coordinate: neighbours in few
@@ -34,7 +34,9 @@ def knn_entropy(
 
   Args:
     z: Samples ``[..., n, d]``, floating.
-    k: Neighbour, >= 1. Where n valid rows are too few, ``min(k, n - 1)`` is used.
+    k: Neighbour, >= 1, found by squared distances: in float32 those of an ordinary
+      row times 1e-15 to 1e15 are told apart. Where n valid rows are too few,
+      ``min(k, n - 1)`` is used.
     where: Boolean ``[..., n]``.
 
   Returns:
@@ -63,7 +65,7 @@ def knn_entropy(
     valid = jnp.ones(n, bool) if where is None else where
     count = jnp.sum(valid)
     k_eff = jnp.clip(count - 1, 1, min(k, n - 1))
-    x, _ = ordinary_units(lax.stop_gradient(z), where)
+    x = ordinary_rows(lax.stop_gradient(z), where)
     nearest = _nearest(x, valid, min(k, n - 1))
     nearest = jnp.take_along_axis(nearest, jnp.full((n, 1), k_eff - 1), axis=1)[:, 0]
     # Exact, unlike the distances of the search; halves, lest a difference overflow.

@@ -114,7 +114,7 @@ def _olver_polynomials() -> tuple[np.ndarray, ...]:
 
 def _log_scaled_bessel_large(order: float, kappa: jax.Array) -> jax.Array:
   """``log(I_order(kappa) kappa^-order e^-kappa)`` for order >= 40 (DLMF 10.41.3)."""
-  root = jnp.sqrt(order**2 + kappa**2)
+  root = jnp.hypot(jnp.full_like(kappa, order), kappa)
   p = order / root
   series = 0.0
   for k, coefficients in reversed(list(enumerate(_olver_polynomials(), start=1))):
@@ -125,7 +125,7 @@ def _log_scaled_bessel_large(order: float, kappa: jax.Array) -> jax.Array:
   return (
     order**2 / (root + kappa)  # root - kappa without cancellation
     - order * jnp.log(order + root)
-    - 0.5 * jnp.log(2 * jnp.pi * root)
+    - 0.5 * (math.log(2 * math.pi) + jnp.log(root))
     + jnp.log1p(series)
   )
 
@@ -164,11 +164,13 @@ def log_scaled_bessel(order: float, kappa: jax.Array) -> jax.Array:
   top = order + raised
   value = _log_scaled_bessel_large(top, kappa)
   t = jnp.exp(_log_scaled_bessel_large(top + 1, kappa) - value)
+  # kappa t = I_{k+1} / I_k, which is 1 where t is next to zero.
+  ratio = jnp.where(kappa < 1e30, kappa * t, 1)
   for step in range(raised):
     # From orders (k, k + 1) to (k - 1, k): I_k kappa^-k = t_{k-1} I_{k-1} kappa^-(k-1).
-    k = top - step
-    t = 1 / (2 * k + kappa**2 * t)
-    value = value - jnp.log(t)
+    inverse = 2 * (top - step) + kappa * ratio
+    ratio = kappa / inverse
+    value = value + jnp.log(inverse)
   return value
 
 

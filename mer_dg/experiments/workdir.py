@@ -397,11 +397,8 @@ class Events:
   """
 
   def __init__(self, workdir: Workdir, run: str, metric: str, resume_step: int = 0):
-    from tensorboardX import SummaryWriter  # 0.2 s that nothing else needs.
-
-    folder = str(workdir.tensorboard(run))
-    self._metric = metric
-    self._writer = SummaryWriter(folder, purge_step=resume_step + 1)
+    self._folder, self._metric = workdir.tensorboard(run), metric
+    self._file = _EventFile(self._folder, resume_step + 1)
 
   def training(self, step: int, metrics: Mapping[str, float]) -> None:
     """Means over the steps since the last call."""
@@ -414,14 +411,20 @@ class Events:
   def settings(self, record: Mapping[str, Any]) -> None:
     """What TensorBoard compares runs by, from the last record."""
     hyper = {k: record[k] for k in ("method", "target", "seed")} | record["hyper"]
-    self._writer.add_hparams(hyper, self._telling(record["metrics"]), name="settings")
+    scores = self._telling(record["metrics"])
+    from tensorboardX.summary import hparams
+
+    file = _EventFile(self._folder / "settings")
+    for summary in hparams(hyper, scores):
+      file.write(summary=summary)
+    file.add(None, scores)
+    file.close()
 
   def close(self) -> None:
-    self._writer.close()
+    self._file.close()
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-      self._writer.add_scalar(name, value, step)
+    self._file.add(step, values)
 
   def _telling(self, metrics: Mapping[str, Any]) -> dict[str, float]:
     shown = (f"val/{self._metric}", "val/nll", f"val/re-paired/{self._metric}")
@@ -430,6 +433,46 @@ class Events:
       k: math.nan if v is None else v  # As records have it.
       for k, v in metrics.items() if k in shown or k.startswith(kinds)
     }  # fmt: skip
+
+
+class _EventFile:
+  """TensorBoard events in a folder, written at once.
+
+  The writer of tensorboardX is a thread: one that finds a full disk dies with a
+  traceback, and the program waits for it for ever.
+  """
+
+  def __init__(self, folder: Path, from_step: int | None = None):
+    # 0.2 s that nothing else needs.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    self._folder, self._flushed = folder, time.monotonic()
+    self._proto: Any = event_pb2  # Made at run time: no type checker knows it.
+    with naming(folder):
+      self._writer = EventsWriter(str(folder / "events"))
+    if from_step is not None:  # What a killed run wrote from there on is not shown.
+      start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+      self.write(step=from_step, session_log=start)
+
+  def add(self, step: int | None, metrics: Mapping[str, float]) -> None:
+    from tensorboardX.summary import scalar
+
+    for name, value in metrics.items():
+      self.write(step=step, summary=scalar(name, value))
+    if time.monotonic() - self._flushed > 10:  # Seconds.
+      self._flushed = time.monotonic()
+      with naming(self._folder):
+        self._writer.flush()
+
+  def write(self, **what: Any) -> None:
+    with naming(self._folder):
+      self._writer.write_event(self._proto.Event(wall_time=time.time(), **what))
+
+  def close(self) -> None:
+    with naming(self._folder):
+      self._writer.close()
 
 
 class MetricsLog:
@@ -462,7 +505,8 @@ class MetricsLog:
     self.events.training(step, metrics)
 
   def close(self) -> None:
-    self._file.close()
+    with naming(self._file.name):
+      self._file.close()
     self.events.close()
 
 

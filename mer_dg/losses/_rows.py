@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import math
 
 import jax
 import jax.core
@@ -98,11 +99,29 @@ def keep(x: jax.Array, mask: jax.Array, *, fill: float = 0) -> jax.Array:
   return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, fill)
 
 
-def norm(x: jax.Array) -> jax.Array:
-  """Euclidean norm over the last axis, with gradient 0 where it is 0."""
+def cut_off(x: jax.Array, bound: float) -> jax.Array:
+  """``x`` within the bound: what is beyond half of it grows as its logarithm.
+
+  For what must be squared; distinct rows stay distinct, unlike by clipping.
+  """
+  start, largest = bound / 2, float(jnp.finfo(x.dtype).max)
+  size = jnp.minimum(jnp.abs(x), largest)
+  far = size > start
+  slope = start / math.log(largest / start)
+  grown = start + slope * jnp.log(jnp.where(far, size, start) / start)
+  return jnp.where(far, jnp.sign(x) * grown, x)
+
+
+# Norms times this power of two, and the sum of a million of them, do not overflow.
+SMALL = 2.0**-24
+
+
+def norm(x: jax.Array, *, times: float = 1) -> jax.Array:
+  """Euclidean norm over the last axis times a number; gradient 0 where it is 0."""
+  # (Not of x times the number: XLA multiplies that with the inverse of the peak.)
   scaled, peak, square = _scaled_square(x)
   root = jnp.sqrt(jnp.where(square > 0, square, 1))
-  return jnp.where(square > 0, root * peak, 0)[..., 0]
+  return jnp.where(square > 0, root * (times * peak), 0)[..., 0]
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -111,12 +130,27 @@ def unit(x: jax.Array) -> jax.Array:
   return scaled / jnp.sqrt(jnp.where(square > 0, square, 1))
 
 
+def power_of_two(x: jax.Array) -> jax.Array:
+  """The power of two in (x / 2, x], 1 for x = 0: division by it is exact."""
+  _, exponent = jnp.frexp(_divisor(x))
+  return jnp.ldexp(jnp.ones_like(x), exponent - 1)
+
+
+def _divisor(x):
+  """``x`` without gradient, 1 for 0.
+
+  At most a quarter of the largest number: compilers divide by multiplying with the
+  inverse, which must not vanish.
+  """
+  most = float(jnp.finfo(x.dtype).max) / 4
+  return jax.lax.stop_gradient(jnp.where(x > 0, jnp.minimum(x, most), 1))
+
+
 def _scaled_square(x):
   """``x / peak``, ``peak`` and ``|x / peak|^2``, so that no square overflows.
 
   The peak carries no gradient: neither a norm nor a direction depends on it.
   """
-  peak = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-  peak = jnp.where(peak > 0, peak, 1)
+  peak = _divisor(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
   scaled = x / peak
   return scaled, peak, jnp.sum(scaled * scaled, axis=-1, keepdims=True)

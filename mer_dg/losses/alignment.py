@@ -64,13 +64,14 @@ def relative_norm_alignment(
     raise ValueError(f"order={names} is not an order of {tuple(embeddings)}.")
   mask = _rows.row_mask(where, embeddings[names[0]].shape[0])
   mean_norm = {
-    m: masked_mean(_rows.norm(_rows.keep(z, mask)), mask) for m, z in embeddings.items()
+    m: masked_mean(_rows.norm(_rows.keep(z, mask), times=_rows.SMALL), mask)
+    for m, z in embeddings.items()
   }
   terms = []
   for i, j in itertools.combinations(range(len(names)), 2):
     top, bottom = (i, j) if i == 0 else (j, i)
     top, bottom = mean_norm[names[top]], mean_norm[names[bottom]]
-    alive = bottom > _DEAD
+    alive = bottom > _rows.SMALL * _DEAD
     ratio = top / jnp.where(alive, bottom, 1)
     terms.append(jnp.where(alive, (ratio - 1) ** 2, 0))
   return sum(terms[1:], start=terms[0]) / len(terms)

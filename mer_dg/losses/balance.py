@@ -167,7 +167,12 @@ def gradient_blending_weights(
   gained = jnp.abs(gained) if gain == "absolute" else jnp.maximum(gained, 0)
   overfit = (now_val - now_train) - (old_val - old_train)
   measured = overfit != 0
-  raw = jnp.where(measured, gained, 0) / jnp.where(measured, overfit**2 + eps, 1)
+  # gained / (overfit^2 + eps) relative to the largest of both: no square overflows.
+  gap = jnp.hypot(jnp.where(measured, overfit, 1), jnp.sqrt(eps))
+  least = jnp.min(gap, where=measured, initial=jnp.inf)
+  most = jnp.max(gained, where=measured, initial=0)
+  least, most = map(jax.lax.stop_gradient, (least, jnp.where(most > 0, most, 1)))
+  raw = jnp.where(measured, gained / most * (least / gap) ** 2, 0)
   total = jnp.sum(raw)
   weights = jnp.where(total > 0, raw / jnp.where(total > 0, total, 1), 1 / len(heads))
   return {head: weights[i] for i, head in enumerate(heads)}
@@ -225,10 +230,13 @@ def mmpareto_direction(
       "fused_gradient and unimodal_gradient need tensors of equal shapes, got "
       f"{[f.shape for f in fused]} and {[u.shape for u in own]}."
     )
-  weight = _fused_weight(_dot(fused, fused), _dot(fused, own), _dot(own, own))
+  peak = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in (*fused, *own)])
+  unit = _rows.power_of_two(jnp.max(peak))  # in which squares do not overflow
+  f, u = ([x / unit for x in tree] for tree in (fused, own))
+  ours, theirs = _weights(_dot(f, f), _dot(f, u), _dot(u, u))
 
   def direction(f, u):
-    combined = 2 * weight * f + 2 * (1 - weight) * u
+    combined = 2 * ours * f + 2 * theirs * u
     length, wanted = _rows.norm(combined.ravel()), _rows.norm((f + u).ravel())
     shorter = (length < wanted) & (length > 0)
     return (
@@ -243,12 +251,16 @@ def mmpareto_direction(
   )
 
 
-def _fused_weight(ff, fu, uu):
-  """Weight of the fused gradient from the inner products of the two."""
+def _weights(ff, fu, uu):
+  """Weights of the fused gradient and of the other, from their inner products.
+
+  Each from its own numerator: 1 minus the first cancels beside a long gradient.
+  """
   apart = ff + uu - 2 * fu  # |f - u|^2 > 0 where they disagree
-  interior = (uu - fu) / jnp.where(apart > 0, apart, 1)
-  shortest = jnp.where(fu >= ff, 0.999, jnp.where(fu >= uu, 0.001, interior))
-  return jnp.where(fu > 0, 0.5, shortest)
+  apart = jnp.where(apart > 0, apart, 1)
+  ours = jnp.where(fu >= ff, 0.999, jnp.where(fu >= uu, 0.001, (uu - fu) / apart))
+  theirs = jnp.where(fu >= ff, 0.001, jnp.where(fu >= uu, 0.999, (ff - fu) / apart))
+  return jnp.where(fu > 0, 0.5, ours), jnp.where(fu > 0, 0.5, theirs)
 
 
 def _dot(a, b):

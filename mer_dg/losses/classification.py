@@ -29,11 +29,14 @@ def masked_mean(values: jax.Array, where: jax.Array | None = None) -> jax.Array:
   values = as_array("values", values)
   values = values.astype(jnp.result_type(values, jnp.float32))
   if where is None:
-    return jnp.mean(values)
+    where = jnp.ones_like(values)
   where = where.astype(values.dtype)
   # The inner `where` keeps an inf or nan of a masked row out of the gradient.
-  total = jnp.sum(jnp.where(where > 0, values, 0.0) * where)
-  return total / jnp.maximum(jnp.sum(where), 1e-12)
+  values = jnp.where(where > 0, values, 0.0)
+  # A sum of the largest numbers is none. (A power of two, and 1 for all others.)
+  vast = jax.lax.stop_gradient(jnp.max(jnp.abs(values), initial=0)) > 1e30
+  unit = jnp.where(vast, 2.0**30, 1.0).astype(values.dtype)
+  return jnp.sum(values / unit * where) / jnp.maximum(jnp.sum(where), 1e-12) * unit
 
 
 def cross_entropy(
@@ -121,5 +124,13 @@ def prototype_cross_entropy(
   label = _rows.index_vector("label", label, z.shape[0])
   mask = _rows.row_mask(where, z.shape[0])
   z = _rows.keep(z, mask)
-  distance = _rows.norm(z[:, None, :] - prototypes[None, :, :])  # [B, K]
-  return cross_entropy(-distance, label, where=mask)
+  gap = 0.5 * z[:, None, :] - 0.5 * prototypes[None, :, :]  # halves: no overflow
+  own = prototypes.at[label].get(mode="clip")[:, None, :]
+  own_gap = 0.5 * z[:, None, :] - 0.5 * own
+  # |a| - |b| = (a - b) (a + b) / (|a| + |b|), which does not cancel far from all
+  # prototypes. A softmax does not mind that the own distance is taken off.
+  small = _rows.SMALL
+  total = _rows.norm(gap, times=small) + _rows.norm(own_gap, times=small)  # [B, K]
+  mean = (small * gap + small * own_gap) / jnp.where(total > 0, total, 1)[:, :, None]
+  further = jnp.sum((own - prototypes[None, :, :]) * mean, axis=-1)
+  return cross_entropy(-further, label, where=mask)

@@ -31,7 +31,8 @@ def supervised_contrastive(
 
   Args:
     projections: ``{m: [B, P]}`` of one width, used as given; put them on the unit
-      sphere first, as the paper does.
+      sphere first, as the paper does: of rows far from the origin the differences of
+      similarities are rounding.
     label: int ``[B]``, what makes two rows a pair: class or domain.
     temperature: T > 0.
     base_temperature: :math:`T_0`, a constant factor of the authors' code.
@@ -74,7 +75,10 @@ def supervised_contrastive(
   log_p = similarity - _log_sum_exp(similarity, other)[:, None]
   pair = other & (label[:, None] == label[None, :])
   per_anchor = jax.vmap(masked_mean)(log_p, pair)
-  return -masked_mean(per_anchor, valid) * temperature / base_temperature
+  loss = -masked_mean(per_anchor, valid) * temperature / base_temperature
+  # Similarities that overflow have no difference; the loss is vast then.
+  overflow = jnp.isnan(loss) & ~jnp.isnan(r).any()
+  return jnp.where(jax.lax.stop_gradient(overflow), jnp.inf, loss)
 
 
 def mean_shift_contrastive(
@@ -159,6 +163,9 @@ def _mean_shift(z, valid, neighbours):
     jnp.where(usable, cosine, -jnp.inf), min(neighbours, n - 1)
   )
   found = jnp.isfinite(cosine)  # [n, k]; fewer than k where few rows are valid
+  # The length does not matter: a power of two off, where a sum would overflow.
+  vast = jax.lax.stop_gradient(jnp.max(jnp.abs(z))) > 1e30
+  z = z * jnp.where(vast, 2.0 ** -int(neighbours + 1).bit_length(), 1).astype(z.dtype)
   total = jnp.sum(jnp.where(found[..., None], z[nearest], 0), axis=1)
   count = jnp.maximum(jnp.sum(found, axis=1, keepdims=True), 1)
   return _rows.unit(0.5 * z + 0.5 / count * total)

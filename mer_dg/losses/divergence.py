@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,9 @@ def coral(
     1.0
   """
   z, member = _members(z, domain, num_domains, where)
+  # In units of the largest number, a power of two, fourth powers do not overflow.
+  unit = _rows.power_of_two(jnp.max(jnp.abs(z)))
+  z = z / unit
   count = jnp.sum(member, axis=1, keepdims=True)  # [S, 1]
   mean = _matmul(member, z) / jnp.maximum(count, 1)  # [S, D]
   centred = _rows.keep(z - _matmul(member.T, mean), jnp.any(member > 0, axis=0))
@@ -63,7 +67,9 @@ def coral(
   covariance = _quadratic(sign, _matmul(centred, centred.T) ** 2) / width**2
   location = jnp.mean((mean[first] - mean[second]) ** 2, axis=1)
   enough = jnp.minimum(count[first, 0], count[second, 0]) >= 2
-  return masked_mean(location + covariance, enough)
+  # Factor by factor: 0 times what overflows would be nan.
+  location = location * unit * unit
+  return masked_mean(location + covariance * unit * unit * unit * unit, enough)
 
 
 def mmd(
@@ -86,7 +92,8 @@ def mmd(
 
   Args:
     z: Features ``[B, D]``: fused, or of one modality. Kernel widths are absolute, so
-      the scale of the features decides which of them matter.
+      the scale of the features decides which of them matter. In float32 a distance
+      below a thousandth of that from the median row is rounding.
     domain: int ``[B]`` in ``[0, num_domains)``; rows of other numbers do not count.
     num_domains: Number of source domains S >= 2, static.
     gammas: Inverse squared widths, each > 0. Static.
@@ -141,9 +148,13 @@ def _members(z, domain, num_domains, where):
 
 def _squared_distances(z, mask):
   """``[B, B]`` from inner products: 70 times faster at 48 x 4864 on a CPU."""
-  # Rows near the origin keep what rounding does to the narrow kernels small.
-  mean = jnp.sum(_rows.keep(z, mask), axis=0) / jnp.maximum(jnp.sum(mask), 1)
-  z = _rows.keep(z - jax.lax.stop_gradient(mean)[None, :], mask)
+  # Rows near the origin keep what rounding does to the narrow kernels small. The row of
+  # median length, as a mean would be dragged away by one far row.
+  length = _rows.norm(jax.lax.stop_gradient(_rows.keep(z, mask)))
+  order = jnp.argsort(jnp.where(mask, length, jnp.inf))
+  center = jax.lax.stop_gradient(z[order[jnp.maximum(jnp.sum(mask) - 1, 0) // 2]])
+  z = _rows.keep(z - center[None, :], mask)
+  z = _rows.cut_off(z, math.sqrt(float(jnp.finfo(z.dtype).max) / (8 * z.shape[1])))
   inner = _matmul(z, z.T)
   square = jnp.diagonal(inner)
   distance = jnp.maximum(square[:, None] + square[None, :] - 2 * inner, 0)

@@ -173,7 +173,7 @@ def _draw_sources(key: jax.Array, member: jax.Array, count: int) -> jax.Array:
   key_sources, key_anchor = jax.random.split(key)
   key_order, key_shift = jax.random.split(key_sources)
   b = member.shape[-1]
-  order_key = jax.random.uniform(key_order, (b,))
+  order_key = jax.random.uniform(key_order, (b,), jnp.float32)
   # 31 random bits; taken modulo n - 1 < B the bias is below B / 2^31.
   shift = jax.random.randint(key_shift, (), 0, jnp.iinfo(jnp.int32).max, jnp.int32)
   index = jnp.arange(b, dtype=jnp.int32)

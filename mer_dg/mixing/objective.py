@@ -112,7 +112,7 @@ def target_kl(targets: jax.Array, logits: jax.Array) -> jax.Array:
     raise ValueError(f"targets {targets.shape} and logits {logits.shape} differ.")
   log_p = jax.nn.log_softmax(_check.at_least_float32("logits", logits))
   log_t = jnp.log(jnp.where(targets > 0, targets, 1.0))  # 0 log 0 = 0
-  return jnp.sum(targets * (log_t - log_p), axis=-1)
+  return jnp.sum(jnp.where(targets > 0, targets * (log_t - log_p), 0), axis=-1)
 
 
 def _clean(logits, target, weight, name):
@@ -128,7 +128,9 @@ def _clean(logits, target, weight, name):
 def _row_loss(logits, target):
   if target.ndim == 1:
     return jnp.abs(logits - target)
-  return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
+  # 0 log 0 = 0, also where a vast logit leaves no probability to the others
+  log_p = jax.nn.log_softmax(logits)
+  return -jnp.sum(jnp.where(target > 0, target * log_p, 0), axis=-1)
 
 
 def _mean(rows, weight):

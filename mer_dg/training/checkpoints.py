@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+import sys
 from typing import Any
 import warnings
 
@@ -50,6 +51,8 @@ class Checkpoints:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
+    if not isinstance(sys.unraisablehook, _Hush):
+      sys.unraisablehook = _Hush(sys.unraisablehook)
     options = ocp.CheckpointManagerOptions(
       preservation_policy=_NewestAndBest(self._keep, self._rank),
       create=not self._read_only,
@@ -71,6 +74,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # A full disk is a ValueError or an OSError to it.
+      # What it had begun besides is told of when the program ends.
+      warnings.filterwarnings("ignore", "coroutine .* was never awaited")
       reason = " ".join(str(error).split())
       raise CheckpointError(
         f"A checkpoint in {self._folder} cannot be written ({type(error).__name__}: "
@@ -251,6 +256,24 @@ class _NewestAndBest(_POLICY.PreservationPolicy):
     steps = sorted(checkpoint.step for checkpoint in checkpoints)
     kept = {*steps[-self._newest :], max(steps, key=self._rank)}
     return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+class _Hush:
+  """Keeps quiet what tensorstore says of reads and writes that orbax gave up.
+
+  Of several that fail orbax raises the first and closes its event loop; each of the
+  others then prints a traceback from a thread, which nobody could catch.
+  """
+
+  def __init__(self, before: Callable[[Any], object]):
+    self._before = before
+
+  def __call__(self, what) -> None:
+    closed = isinstance(what.exc_value, RuntimeError) and (
+      str(what.exc_value) == "Event loop is closed"
+    )
+    if not (closed and what.object is None):
+      self._before(what)
 
 
 def _abstract(leaf):

@@ -71,6 +71,12 @@ EDGES = {
     ("kde_fixed", "kde_median", "bounds"),
   ),
   "a tiny row": (_moved((3, 1e-25)), N, (), ()),
+  "columns at both ends": (
+    _Z * np.float32([1e-25, 1, 1e25]),
+    N,
+    (),
+    ("kde_fixed", "bounds", "vmf_median"),  # as below
+  ),
   "a column at 1e25": (
     _Z * np.float32([1, 1e25, 1]),
     N,

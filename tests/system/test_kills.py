@@ -42,7 +42,7 @@ KINDS = {
 KILLS = 6
 
 
-def _start(words, folder, repo_root):
+def start(words, folder, repo_root):
   return subprocess.Popen(
     [sys.executable, "main.py", *words, *FLAGS, f"--workdir={folder}"],
     cwd=repo_root,
@@ -56,13 +56,13 @@ def _start(words, folder, repo_root):
 def _seconds(words, folder, repo_root):
   """Runs to the end; how long it took."""
   began = time.monotonic()
-  process = _start(words, folder, repo_root)
+  process = start(words, folder, repo_root)
   out, _ = process.communicate(timeout=900)
   assert process.returncode == 0, out[-2000:]
   return time.monotonic() - began
 
 
-def _records(folder):
+def read_all(folder):
   """Everything that must be equal, of all tables in a folder, in a fixed order."""
   found = []
   for path in sorted(folder.rglob("results.jsonl")):
@@ -84,7 +84,7 @@ def test_killed_again_and_again(kind, repo_root, tmp_path, capsys):
   moments = []
   for _ in range(KILLS):
     after = rng.uniform(0.2, 0.9) * whole
-    process = _start(KINDS[kind], killed, repo_root)
+    process = start(KINDS[kind], killed, repo_root)
     try:
       out, _ = process.communicate(timeout=after)
       assert process.returncode == 0, out[-2000:]
@@ -97,5 +97,5 @@ def test_killed_again_and_again(kind, repo_root, tmp_path, capsys):
     print(f"\n{kind}: MER_DG_SEED={seed}, killed after {moments} of {whole:.1f} s")
   _seconds(KINDS[kind], killed, repo_root)
   assert moments
-  assert _records(killed) == _records(tmp_path / "whole")
+  assert read_all(killed) == read_all(tmp_path / "whole")
   assert {p.name for p in killed.iterdir()} >= {"done", "report"}

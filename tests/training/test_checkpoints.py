@@ -4,6 +4,7 @@ import math
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 import warnings
 
 import jax
@@ -282,3 +283,16 @@ def test_a_folder_that_vanishes_is_one_sentence(tmp_path):
     shutil.rmtree(tmp_path / "c")
     (tmp_path / "c").write_text("a file")
     checkpoints.save(1, state(1.0), {}, (0.0,))
+
+
+def test_what_tensorstore_says_of_reads_given_up_is_not_printed(tmp_path, monkeypatch):
+  told = []
+  monkeypatch.setattr(sys, "unraisablehook", told.append)
+  with Checkpoints(tmp_path / "a"), Checkpoints(tmp_path / "b"):
+    given_up = SimpleNamespace(
+      object=None, exc_value=RuntimeError("Event loop is closed")
+    )
+    other = SimpleNamespace(object=None, exc_value=RuntimeError("anything else"))
+    for what in (given_up, other):
+      sys.unraisablehook(what)
+  assert told == [other]

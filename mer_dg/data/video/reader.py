@@ -84,6 +84,12 @@ class ClipReader:
     self._sync, self._at = sync_augment, at
     self.damaged = {} if damaged is None else damaged
     self._max_damaged = max_damaged
+    self._counts = True
+
+  def __getstate__(self) -> dict[str, Any]:
+    # That of a worker process meets some of the damaged clips only: it counts none,
+    # and what it says of a row goes to `note` of this one.
+    return self.__dict__ | {"damaged": {}, "_counts": False}
 
   def __len__(self) -> int:
     return len(self.source.table)
@@ -103,7 +109,7 @@ class ClipReader:
 
     Returns:
       ``{"inputs": ..., "present": ..., "label": ..., "index": ..., "damaged": ...}``;
-      inputs of a missing modality are zero.
+      inputs of a missing modality are zero, and ``damaged`` says what is wrong or "".
 
     Raises:
       DataError: More files are missing or damaged than may be.
@@ -111,11 +117,12 @@ class ClipReader:
     clip = self.source.table.clips[row]
     try:
       inputs, present = self._read(clip, self.source.open(row), epoch)
-      damaged = False
+      damaged = ""
     except DataError as error:
-      self._note(clip, error)
+      damaged = str(error).removesuffix(".")
+      self.note(row, damaged)
       inputs = {m: self._zeros(m) for m in self.modalities}
-      present, damaged = dict.fromkeys(self.modalities, False), True
+      present = dict.fromkeys(self.modalities, False)
     return {
       "inputs": inputs,
       "present": present,
@@ -124,9 +131,19 @@ class ClipReader:
       "damaged": damaged,
     }
 
-  def _note(self, clip: Clip, error: DataError) -> None:
-    """Remembers a damaged clip and warns, once; or raises where there are too many."""
-    what = str(error).removesuffix(".")
+  def note(self, row: int, what: str) -> None:
+    """Remembers a damaged clip and warns, once; or raises where there are too many.
+
+    Args:
+      row: Position in the table.
+      what: What is wrong with it.
+
+    Raises:
+      DataError: More clips are damaged than may be.
+    """
+    if not self._counts:
+      return
+    clip = self.source.table.clips[row]
     told = clip.id in self.damaged
     self.damaged[clip.id] = what
     allowed = int(self._max_damaged * len(self))
@@ -136,7 +153,7 @@ class ClipReader:
         f"{here}: {len(self.damaged)} damaged clips of {len(self)}, {allowed} are let "
         "pass. `python -m data_prep.audit --decode --on_error=skip` finds all and "
         "leaves them out."
-      ) from error
+      )
     if not told:
       warnings.warn(f"{here}: left out.", RuntimeWarning, stacklevel=3)
 
