@@ -130,6 +130,7 @@ Bool = Annotated[bool, _BOOL]
 Seed = Annotated[int, _integer(0)]
 Seeds = Annotated[tuple[int, ...], _each(_integer(0), least=1)]
 Count = Annotated[int, _integer(1)]
+Width = Annotated[int, _integer(1, 2**16)]  # A square matrix of it has 17 GB.
 Rate = Annotated[float, _RATE]
 _ENCODER = _named(
   lambda: (*dict.fromkeys(ENCODERS), *encoders.REGISTERED, video_config.ENCODER)
@@ -210,15 +211,15 @@ class NetworkFields:
   encoder: EncoderName = "auto"
   fusion: Annotated[str, _one_of(*FUSIONS)] = "concat"
   # Per modality.
-  embedding_dim: Count = 64
+  embedding_dim: Width = 64
   # Of the encoders.
-  hidden_dim: Count = 128
+  hidden_dim: Width = 128
   # Common width inside gated, film, lowrank, attention, bottleneck.
-  fusion_dim: Count = 128
+  fusion_dim: Width = 128
   # Hidden width behind the fusion.
-  classifier_dim: Count = 128
-  projector_dim: Count = 128
-  projection_dim: Count = 128
+  classifier_dim: Width = 128
+  projector_dim: Width = 128
+  projection_dim: Width = 128
   # Of the classifier.
   dropout: Rate = 0.5
   embedding_dropout: Rate = 0.0
@@ -284,7 +285,7 @@ class ReaderFields:
 class OptimizerFields:
   """``config.optimizer``, or what a method makes of it."""
 
-  lr: Annotated[float, _number(0.0, open_low=True)] = 1e-3
+  lr: Annotated[float, _number(0.0, 1e4, open_low=True)] = 1e-3
   weight_decay: Annotated[float, _number(0.0, 10.0)] = 1e-4
   schedule: Annotated[str, _one_of(*SCHEDULES)] = "cosine"
 
@@ -558,7 +559,7 @@ def check_space(config: Config, modalities: Sequence[str] | None = None) -> None
 
 def _searchable(recipe, term: str, modalities) -> dict[str, tuple[float, float]]:
   if term == "optimizer":
-    return {"lr": (0.0, math.inf), "weight_decay": (0.0, 10.0)}
+    return {"lr": (0.0, 1e4), "weight_decay": (0.0, 10.0)}
   if term == "network":
     return {"dropout": (0.0, 0.99), "embedding_dropout": (0.0, 0.99)}
   numeric = hyperparameters_of(term, recipe[term], modalities)

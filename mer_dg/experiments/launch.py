@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 
 from mer_dg.data import DataError
@@ -147,6 +148,8 @@ def explain(error: BaseException) -> str:
   Example:
     >>> explain(FileNotFoundError(2, "No such file or directory", "a.npz"))
     'OSError: a.npz: No such file or directory.'
+    >>> explain(RuntimeError("Out of memory allocating 9 bytes."))[:48]
+    'Out of memory: Out of memory allocating 9 bytes.'
     >>> explain(ZeroDivisionError())
     ''
   """
@@ -154,6 +157,12 @@ def explain(error: BaseException) -> str:
     places = [str(p) for p in (error.filename, error.filename2) if p is not None]
     what = error.strerror or str(error)
     return f"OSError: {': '.join([' -> '.join(places), what] if places else [what])}."
+  if re.search("out of memory|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE):
+    reason = str(error).splitlines()[0][-200:]
+    return (
+      f"Out of memory: {reason} Smaller config.batch_size, config.wave or "
+      "config.network widths need less."
+    )
   return f"{type(error).__name__}: {error}" if isinstance(error, USER_ERRORS) else ""
 
 

@@ -95,6 +95,8 @@ def test_every_field_refuses_nonsense_and_names_itself(tiny, path):
     ({"sources": ("d0", "d1")}, "config.target: 'd1' is also one of config.sources"),
     ({"network__dropout": 1.0}, r"config.network.dropout=1.0 must be .* \[0, 1\)"),
     ({"network__fusion": "max"}, "config.network.fusion='max' must be one of"),
+    ({"network__hidden_dim": 2**31 - 1}, r"config.network.hidden_dim=.*1, 65536"),
+    ({"optimizer__lr": 1e308}, "config.optimizer.lr=1e.308 must be a number in"),
     ({"optimizer__lr": 0.0}, "config.optimizer.lr=0.0 must be a number in .0.0"),
     ({"recipes__mer_kde__mer__weight": -1.0}, "config.recipes.mer_kde.mer.weight=-1"),
     ({"recipes__mer_kde__mer__scope": "all"}, "mer.scope='all' is not one of"),
