@@ -292,7 +292,9 @@ def test_what_tensorstore_says_of_reads_given_up_is_not_printed(tmp_path, monkey
     given_up = SimpleNamespace(
       object=None, exc_value=RuntimeError("Event loop is closed")
     )
+    code = SimpleNamespace(co_filename="/site-packages/orbax/serialization.py")
+    read = SimpleNamespace(object=SimpleNamespace(cr_code=code), exc_value=Exception())
     other = SimpleNamespace(object=None, exc_value=RuntimeError("anything else"))
-    for what in (given_up, other):
+    for what in (given_up, read, other):
       sys.unraisablehook(what)
   assert told == [other]
