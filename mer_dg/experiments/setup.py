@@ -242,18 +242,16 @@ def _folds(config: Config, dataset: Dataset):
   if config.protocol == "with_target":
     own = lambda task: with_target(dataset, task.target, sources=task.sources, **rows)
     return tuple(tasks), {task: own(task) for task in tasks}
-  drop = config.data.drop_unseen_classes
-  split = lambda task: leave_one_domain_out(
+  split = lambda task, drop: leave_one_domain_out(
     dataset, task.target, sources=task.sources, drop_unseen_classes=drop, **rows
   )
-  folds = {task: split(task) for task in tasks}
-  if leaves_out(config):
-    for sources in {
-      folds[task].sources for task in tasks if len(folds[task].sources) > 1
-    }:
-      for source in sources:
-        others = tuple(s for s in sources if s != source)
-        folds[Assignment(source, others)] = split(Assignment(source, others))
+  folds = {task: split(task, config.data.drop_unseen_classes) for task in tasks}
+  several = (s for task in tasks if len(s := folds[task].sources) > 1)
+  for sources in dict.fromkeys(several) if leaves_out(config) else ():
+    for source in sources:
+      inner = Assignment(source, tuple(s for s in sources if s != source))
+      # With one domain less a class may be gone; it cannot judge.
+      folds[inner] = split(inner, True)
   return tuple(tasks), folds
 
 

@@ -220,6 +220,18 @@ def test_every_source_is_left_out_and_the_target_is_in_no_run_that_chooses(confi
   assert chosen["mer_kde", setup.tasks[2]][0] == ()
 
 
+def test_a_class_that_lives_in_two_domains_does_not_judge_what_never_saw_it(tiny):
+  config = tiny("", methods=("erm",), search__encoders=("mlp", "linear"))
+  whole = make_setup(validate(config)).dataset
+  # Class 0 lives in d0 and d1: with d1 held out and d0 left out nobody has it.
+  rows = np.flatnonzero((whole.domain != 2) | (whole.label > 0))
+  setup = make_setup(validate(config), whole.take(rows))
+  assert {len(np.unique(setup.dataset.label[s.test])) for s in setup.splits} == {3, 4}
+  inner = setup.folds["d0", ("d2",)]
+  assert 0 not in setup.dataset.label[inner.test]
+  check(setup)
+
+
 def test_sources_choose_the_encoder_of_each_target(config):
   search = dataclasses.replace(config.search, seeds=(7,), encoders=("auto", "linear"))
   setup = make_setup(
