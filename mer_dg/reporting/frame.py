@@ -141,7 +141,7 @@ def _chosen_per_target(rows: Sequence[AnyRecord], settings) -> bool:
   """Whether runs differ because the sources of each target chose a setting for it."""
   of: dict[Any, set[str]] = {}
   for row, own in zip(rows, settings, strict=True):
-    target = (row["target"], tuple(row.get("sources", ())))
+    target = (row.get("target"), tuple(row.get("sources", ())))
     of.setdefault(target, set()).add(str(sorted(own.items())))
   searched = all(row["trials"] > 1 for row in rows)
   return searched and all(len(found) == 1 for found in of.values())

@@ -102,8 +102,8 @@ def behind(models: Sequence[LinearModel], network: float | None, metric: str) ->
 
   Example:
     >>> behind([LinearModel(ALL, 0.9, {"d": 0.5})], 0.4, "accuracy")
-    "It is 10.0 points behind a logistic regression on all modalities: let the sources
-    choose the encoder (--config.search.encoders=auto,mlp), or train longer."
+    'It is 10.0 points behind a logistic regression on all modalities: let the sources
+    choose the encoder (--config.search.encoders=auto,mlp), or train longer.'
   """
   named = {model.name: model for model in models}
   linear = named[ALL] if ALL in named else models[0]
