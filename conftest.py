@@ -1,7 +1,6 @@
 """Strict JAX, a warm compile cache and doctest names, for tests and doctests alike."""
 
 import gc
-import importlib.metadata
 import os
 import pathlib
 
@@ -18,13 +17,6 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Compilation is most of the time of a cold run, and takes half as long into slower
-# programs; the tests train little enough. A flag that a version of XLA does not know
-# ends the process: this one is gone after 0.10.
-_FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-  _FAST_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _FAST_TO_COMPILE)
 os.environ.setdefault("MPLBACKEND", "Agg")
 # LAPACK threads under the thread pool of JAX are slow, see main.py.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

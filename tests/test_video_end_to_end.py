@@ -173,6 +173,7 @@ def test_evaluation_by_hand(trained, config, prepared):
   split, reader = setup.folds["cartoon", ()], setup.dataset.reader(train=False)
   rows = np.concatenate([*split.val.values(), split.test])
   batch = jax.tree.map(lambda *a: np.stack(a), *[reader[int(i)] for i in rows])
+  assert not any(batch.pop("damaged"))
   inputs = jax.jit(device_inputs)(batch)
   apply = jax.jit(lambda v, x, p: setup.network().apply(v, x, p, train=False)[0].logits)
   log_p = jax.nn.log_softmax(apply(state.variables, inputs, batch["present"]))

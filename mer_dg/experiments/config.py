@@ -285,7 +285,7 @@ class ReaderFields:
 class OptimizerFields:
   """``config.optimizer``, or what a method makes of it."""
 
-  lr: Annotated[float, _number(0.0, 1e4, open_low=True)] = 1e-3
+  lr: Annotated[float, _number(0.0, 1e30, open_low=True)] = 1e-3
   weight_decay: Annotated[float, _number(0.0, 10.0)] = 1e-4
   schedule: Annotated[str, _one_of(*SCHEDULES)] = "cosine"
 
@@ -559,7 +559,7 @@ def check_space(config: Config, modalities: Sequence[str] | None = None) -> None
 
 def _searchable(recipe, term: str, modalities) -> dict[str, tuple[float, float]]:
   if term == "optimizer":
-    return {"lr": (0.0, 1e4), "weight_decay": (0.0, 10.0)}
+    return {"lr": (0.0, 1e30), "weight_decay": (0.0, 10.0)}
   if term == "network":
     return {"dropout": (0.0, 0.99), "embedding_dropout": (0.0, 0.99)}
   numeric = hyperparameters_of(term, recipe[term], modalities)

@@ -110,9 +110,9 @@ def test_every_estimator_on_both_sides_and_nothing_infinite(found):
 
 def test_maps_hold_both_sides_of_the_first_target_and_seed():
   d, rng = dataset(), np.random.default_rng(0)
-  folds = {Assignment("t"): split_of(d)}
+  parts = dict(tasks=(Assignment("t"),), splits=[split_of(d)])
   config = types.SimpleNamespace(seeds=(3, 4))
-  setup = types.SimpleNamespace(dataset=d, config=config, folds=folds)
+  setup = types.SimpleNamespace(dataset=d, config=config, **parts)
   z = {m: rng.normal(size=(N, D)) for m in "ab"}
   partial = {"a": z["a"]}  # Modality b of it diverged.
   maps = embedding_maps(setup, {"erm": z, "alone": partial})

@@ -198,7 +198,9 @@ def test_weight_zero_is_erm_in_loss_and_gradient():
   for recipe in (RECIPES["kde"], RECIPES["logdet"]):
     recipe = {"mer": {**recipe["mer"], "weight": 0.0}}
     actual = gradient(recipe, outputs, batch)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    # Another program: the last digit may differ.
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+    jax.tree.map(same, actual, expected)
     np.testing.assert_array_equal(
       evaluate(recipe, outputs, batch)[0], evaluate({}, outputs, batch)[0]
     )
