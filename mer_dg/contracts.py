@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
+import math
 from typing import Any, NamedTuple
 import zlib
 
@@ -40,6 +41,36 @@ def as_array(name: str, x: Any) -> jax.Array:
       "tensor.detach() for the value alone."
     )
   return jnp.asarray(x)
+
+
+def square_limit(d: int, dtype: Any) -> float:
+  """Entries up to here leave sums of d squared differences finite.
+
+  Example:
+    >>> x = jnp.float32(square_limit(4, jnp.float32))
+    >>> print(jnp.isfinite(4 * (2 * x) ** 2))
+    True
+  """
+  return math.sqrt(float(jnp.finfo(dtype).max) / (8 * d))
+
+
+def cut_off(x: jax.Array, bound: float) -> jax.Array:
+  """``x`` within the bound: what is beyond half of it grows as its logarithm.
+
+  For what must be squared. Clipping would make distinct far rows equal, and an entropy
+  small that is large.
+
+  Example:
+    >>> x = cut_off(jnp.array([1.0, 1e20, 1e30, -jnp.inf]), 10.0)
+    >>> print(x[0], bool(x[1] < x[2]), jnp.abs(x).max())
+    1.0 True 10.0
+  """
+  start, largest = bound / 2, float(jnp.finfo(x.dtype).max)
+  size = jnp.minimum(jnp.abs(x), largest)
+  far = size > start
+  slope = start / math.log(largest / start)
+  grown = start + slope * jnp.log(jnp.where(far, size, start) / start)
+  return jnp.where(far, jnp.sign(x) * grown, x)
 
 
 class Outputs(NamedTuple):

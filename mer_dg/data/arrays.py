@@ -117,8 +117,7 @@ def fit_scaling(
       if m in dataset.lengths:
         values = values[valid_steps(x.shape[1], dataset.lengths[m][use])]
       values = values.reshape(-1, x.shape[-1])
-      center, scale = _median_and_spread(values)
-      low, high = np.percentile(values.astype(np.float32), _RANGE, axis=0)
+      center, scale, low, high = _median_spread_and_range(values)
     constant = scale <= _rounding(center)
     inv_scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, scale))
     scaling[m] = {
@@ -135,18 +134,18 @@ def _rounding(center: np.ndarray) -> np.ndarray:
   return 1e-6 * np.abs(center) + 1e-20
 
 
-def _median_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Median and robust spread of each column of ``[n, C]``, in float64."""
+def _median_spread_and_range(values: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Median, robust spread, least and largest of each column of ``[n, C]``, float64."""
   values = values.astype(np.float32)
-  percentiles = np.percentile(values, [5, 25, 50, 75, 95], axis=0)
-  p05, p25, median, p75, p95 = percentiles.astype(np.float64)
+  percentiles = np.percentile(values, [5, 25, 50, 75, 95, *_RANGE], axis=0)
+  p05, p25, median, p75, p95, least, largest = percentiles.astype(np.float64)
   scale = np.maximum((p75 - p25) / _QUARTILES, (p95 - p05) / _P90)
   for flat in np.flatnonzero(scale <= _rounding(median)):
     column = values[:, flat].astype(np.float64)
     low, high = np.percentile(column, [0.5, 99.5])
     wide = (high - low) / _P99
     scale[flat] = wide if wide > _rounding(median[flat]) else column.std()
-  return median, scale
+  return median, scale, least, largest
 
 
 def _mean_and_deviation(x: np.ndarray, rows: np.ndarray):

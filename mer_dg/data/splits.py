@@ -142,7 +142,8 @@ def target_alone(
     held = pick(rows, domain_rng(split_seed, target))
     test, rest, val = rows[held], rows[~held], rows[:0]
   if not val.size:
-    val = rest[pick(rest, domain_rng(split_seed, f"{target}/target_alone"))]
+    # By the former name of this protocol: its records stay reproducible.
+    val = rest[pick(rest, domain_rng(split_seed, f"{target}/in_domain"))]
   train = np.setdiff1d(rest, val)
   if not (train.size and val.size and test.size):
     raise DataError(

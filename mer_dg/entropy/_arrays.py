@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-import math
 
 import jax
 from jax import lax
@@ -210,24 +209,6 @@ def in_units(
   unit = jnp.maximum(power_of_two(size), least)
   inverse = jnp.broadcast_to(1 / unit, (1, z.shape[1]))
   return drop_rows(z * inverse - center * inverse, where), unit
-
-
-def limit(d: int, dtype) -> float:
-  """Entries up to here leave sums of d squared differences finite."""
-  return math.sqrt(float(jnp.finfo(dtype).max) / (8 * d))
-
-
-def cut_off(x: jax.Array, bound: float) -> jax.Array:
-  """``x`` within the bound: what is beyond half of it grows as its logarithm.
-
-  Clipping would make distinct far rows equal, and an entropy small that is large.
-  """
-  start, largest = bound / 2, float(jnp.finfo(x.dtype).max)
-  size = jnp.minimum(jnp.abs(x), largest)
-  far = size > start
-  slope = start / math.log(largest / start)
-  grown = start + slope * jnp.log(jnp.where(far, size, start) / start)
-  return jnp.where(far, jnp.sign(x) * grown, x)
 
 
 def center_rows(

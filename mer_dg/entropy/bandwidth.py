@@ -8,6 +8,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from mer_dg.contracts import cut_off, square_limit
 from mer_dg.entropy import _arrays
 
 RULES = ("scott", "silverman", "median")
@@ -61,7 +62,7 @@ def scaled_by_rule(
     h, unit = _median_distance(x, where), jnp.ones((), z.dtype)
   elif rule == "median":
     x, unit = _ordinary_units(z, where)
-    h = _median_distance(_arrays.cut_off(x, _arrays.limit(d, z.dtype)), where)
+    h = _median_distance(cut_off(x, square_limit(d, z.dtype)), where)
   else:
     x, unit = _arrays.in_units(z, where)
     count = jnp.maximum(_arrays.row_count(z, where), 1)
@@ -79,7 +80,7 @@ def ordinary_rows(z, where):
   A far row may be 1e20 times as long as the others, which then have no squares.
   """
   x, _ = _ordinary_units(z, where)
-  return _arrays.cut_off(x, _arrays.limit(z.shape[1], z.dtype))
+  return cut_off(x, square_limit(z.shape[1], z.dtype))
 
 
 def _ordinary_units(z, where):

@@ -6,6 +6,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from mer_dg.contracts import cut_off, square_limit
 from mer_dg.entropy import _arrays
 from mer_dg.entropy.bandwidth import check_bandwidth, scaled_by_rule
 from mer_dg.entropy.kernels import Kernel, get_kernel
@@ -43,11 +44,11 @@ def scaled_rows(
   if kernel.on_sphere:  # nothing is far away there, and no number large
     u = x / jnp.maximum(h, smallest)
   else:
-    bound = _arrays.limit(d, z.dtype)
+    bound = square_limit(d, z.dtype)
     # Where h is a trainable number, 0 times an infinite slope would be nan.
     near = jnp.abs(x) <= lax.stop_gradient(h) * bound
     scaled = jnp.where(near, x, 0) / h
-    u = _arrays.cut_off(jnp.where(near, scaled, x / lax.stop_gradient(h)), bound)
+    u = cut_off(jnp.where(near, scaled, x / lax.stop_gradient(h)), bound)
   if kernel.on_sphere:
     log_normalizer = kernel.log_normalizer(d, h * unit)
   else:  # their product might overflow

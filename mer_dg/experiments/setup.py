@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -119,10 +119,7 @@ class Setup:
   def inner(self, task: Assignment) -> tuple[Assignment, ...]:
     """The tasks in which each source of a task is left out in turn; of one none."""
     sources = self.folds[task].sources
-    if len(sources) < 2 or task.target in sources:
-      return ()
-    others = lambda source: tuple(s for s in sources if s != source)
-    return tuple(Assignment(source, others(source)) for source in sources)
+    return () if task.target in sources else _inner(sources)
 
   def network(self, method: str = "") -> Network:
     """The network of a method: that of the config unless the method changes it."""
@@ -246,13 +243,20 @@ def _folds(config: Config, dataset: Dataset):
     dataset, task.target, sources=task.sources, drop_unseen_classes=drop, **rows
   )
   folds = {task: split(task, config.data.drop_unseen_classes) for task in tasks}
-  several = (s for task in tasks if len(s := folds[task].sources) > 1)
-  for sources in dict.fromkeys(several) if leaves_out(config) else ():
-    for source in sources:
-      inner = Assignment(source, tuple(s for s in sources if s != source))
-      # With one domain less a class may be gone; it cannot judge.
-      folds[inner] = split(inner, True)
+  for task in tasks if leaves_out(config) else ():
+    for inner in _inner(folds[task].sources):
+      if inner not in folds:  # Two targets share it.
+        # With one domain less a class may be gone; it cannot judge.
+        folds[inner] = split(inner, True)
   return tuple(tasks), folds
+
+
+def _inner(sources: Sequence[str]) -> tuple[Assignment, ...]:
+  """The tasks in which each of several sources is left out in turn."""
+  if len(sources) < 2:
+    return ()
+  others = lambda source: tuple(s for s in sources if s != source)
+  return tuple(Assignment(source, others(source)) for source in sources)
 
 
 def leaves_out(config: Config) -> bool:

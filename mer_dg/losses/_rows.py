@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-import math
 
 import jax
 import jax.core
@@ -97,19 +96,6 @@ def keep(x: jax.Array, mask: jax.Array, *, fill: float = 0) -> jax.Array:
   Multiplying later would not do: 0 times the gradient at an inf or nan is nan.
   """
   return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, fill)
-
-
-def cut_off(x: jax.Array, bound: float) -> jax.Array:
-  """``x`` within the bound: what is beyond half of it grows as its logarithm.
-
-  For what must be squared; distinct rows stay distinct, unlike by clipping.
-  """
-  start, largest = bound / 2, float(jnp.finfo(x.dtype).max)
-  size = jnp.minimum(jnp.abs(x), largest)
-  far = size > start
-  slope = start / math.log(largest / start)
-  grown = start + slope * jnp.log(jnp.where(far, size, start) / start)
-  return jnp.where(far, jnp.sign(x) * grown, x)
 
 
 # Norms times this power of two, and the sum of a million of them, do not overflow.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mer_dg.contracts import cut_off, square_limit
 from mer_dg.losses import _rows
 from mer_dg.losses.classification import masked_mean
 
@@ -154,7 +154,7 @@ def _squared_distances(z, mask):
   order = jnp.argsort(jnp.where(mask, length, jnp.inf))
   center = jax.lax.stop_gradient(z[order[jnp.maximum(jnp.sum(mask) - 1, 0) // 2]])
   z = _rows.keep(z - center[None, :], mask)
-  z = _rows.cut_off(z, math.sqrt(float(jnp.finfo(z.dtype).max) / (8 * z.shape[1])))
+  z = cut_off(z, square_limit(z.shape[1], z.dtype))
   inner = _matmul(z, z.T)
   square = jnp.diagonal(inner)
   distance = jnp.maximum(square[:, None] + square[None, :] - 2 * inner, 0)
