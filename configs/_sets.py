@@ -5,7 +5,7 @@ import os
 from configs import av_digits, cooccurrence, features
 
 # Sets in one .npz file of the folder MER_DG_DATA.
-FILES = ("gesture_phase", "dsads", "hydraulic", "cars")
+FILES = ("hydraulic", "gesture_phase", "cars", "cars_road", "cars_style", "dsads")
 SETS = ("cooccurrence", "av_digits", *FILES)
 # What the config of a set says beside the defaults.
 GROUPS = ("data", "network", "recipes", "total_steps", "eval_every")

@@ -9,8 +9,9 @@ r"""The methods of the field, alone and with each of the two remedies, in one co
   python main.py --mode=benchmark --config=configs/field.py --workdir=runs/field \
     --config.methods="('sam+ema',)"
 
-The argument names sets, kinds of method (`alone`, `mer`, `mm`) and `search`; none of
-sets or kinds means all of them. Six sets, every domain held out, five paired seeds.
+The argument names sets, kinds of method (`headline`, `alone`, `mer`, `mm`) and `search`;
+none of sets means all, none of kinds all but `headline`: the two remedies and the free
+baselines of docs/protocol.md. Eight sets, every domain held out, five paired seeds.
 Interrupted, it goes on with what is missing. The folder of the real sets is
 MER_DG_DATA (docs/data.md). Results of two sets: docs/results.md.
 
@@ -55,6 +56,10 @@ METHODS = (
   "sma",
   "swad",
 )
+HEADLINE = (
+  *("erm", "heads", "md", "heads+md", "mer_kde", "heads+md+mer_kde"),
+  *("mm", "md+mm", "md+mm+mer_kde", "mer_logdet"),
+)
 # What is put on top of each method; "" is nothing.
 KINDS = {"alone": "", "mer": "mer_kde", "mm": "mm"}
 
@@ -79,14 +84,16 @@ def compose(kinds) -> tuple[str, ...]:
 
 def get_config(chosen: str = ""):
   words = [word for word in chosen.split(",") if word]
-  allowed = (*_sets.SETS, *KINDS, "search")
+  allowed = (*_sets.SETS, "headline", *KINDS, "search")
   if unknown := [word for word in words if word not in allowed]:
     raise ValueError(f"{unknown} are not among {allowed}.")
   sets = [word for word in words if word in _sets.SETS] or _sets.SETS
   each = {name: _sets.get_config(name) for name in sets}
   c = _sets.get_config(sets[0])
   c.metric = "balanced_accuracy"
-  for own in each.values():
+  kinds = [word for word in words if word in KINDS]
+  headline = "headline" in words
+  for own in () if headline and not kinds else each.values():
     # SWAD needs evaluations: six for its valley, and some before.
     own.eval_every = own.total_steps // 20
   c.benchmark.datasets = {
@@ -94,7 +101,8 @@ def get_config(chosen: str = ""):
   }
   c.eval_every = each[sets[0]].eval_every  # Without --mode=benchmark: the first set.
   c.log_every = 5  # It has to divide every set's eval_every.
-  c.methods = compose([word for word in words if word in KINDS] or KINDS)
+  others = compose(kinds or KINDS) if kinds or not headline else ()
+  c.methods = tuple(dict.fromkeys((*(HEADLINE if headline else ()), *others)))
   if "search" in words:
     c.search.trials = 16
   return c
