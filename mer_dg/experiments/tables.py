@@ -254,12 +254,14 @@ def report(
   Raises:
     WorkdirError: If nothing was trained.
   """
-  records, left_out, linear = [], [], {}
+  records, left_out, linear, generated = [], [], {}, set()
   for table, folder in ({"": workdir} if tables is None else tables).items():
     some, notes = shown(folder)
     records += some
     if some and (models := read_linear(folder, config.metric)):
       linear[group_of(some[0])] = models
+    if some and folder.generated:
+      generated.add(group_of(some[0]))
     left_out += [f"{table}: {note}" if table else note for note in notes]
   if records:
     return write_report(
@@ -273,6 +275,7 @@ def report(
       commands=workdir.commands,
       left_out=left_out,
       linear=linear,
+      generated=generated,
     )
   if not left_out:
     raise WorkdirError(f"{workdir.path} holds no records; train first.")

@@ -57,6 +57,11 @@ class Workdir:
     self._check_config()
 
   @property
+  def generated(self) -> bool:
+    """Whether its data come from a generator, not from the world."""
+    return self._config["data"]["name"] == "cooccurrence"
+
+  @property
   def _stored(self) -> Path:
     return self.path / "config.json"
 

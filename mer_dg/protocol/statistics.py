@@ -220,6 +220,99 @@ def _pairs(scores: Scores, reference: Scores) -> dict[str, dict[Hashable, float]
   return out
 
 
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+  """A mean over the held-out domains of several sets, with two intervals.
+
+  Domains of one set share sources, so the interval over domains is too narrow where
+  sets differ more than the domains of one; a claim needs both.
+
+  Attributes:
+    domains: Mean over all domains, Student t over them.
+    sets: Mean over the means of sets, Student t over these.
+  """
+
+  domains: Interval
+  sets: Interval
+
+  @property
+  def side(self) -> int:
+    """1 or -1 if both intervals lie on that side of 0, else 0."""
+    both = (self.domains, self.sets)
+    return all(i.low > 0 for i in both) - all(i.high < 0 for i in both)
+
+  def within(self, bound: float) -> bool:
+    """Whether both intervals lie inside ``[-bound, bound]``."""
+    both = (self.domains, self.sets)
+    return all(-bound <= i.low and i.high <= bound for i in both)
+
+
+def counted_as(sets: Sequence[str]) -> dict[str, str]:
+  """Which sets are one, as they share inputs: their names say it.
+
+  A set whose name is another's with ``_`` and more behind it counts as that one.
+
+  Example:
+    >>> counted_as(["cars", "cars_road", "gesture_phase", "carstairs"])
+    {'cars': 'cars', 'cars_road': 'cars', 'gesture_phase': 'gesture_phase',
+     'carstairs': 'carstairs'}
+  """
+  stems = lambda name: [s for s in sets if name == s or name.startswith(f"{s}_")]
+  return {name: min(stems(name), key=len) for name in sets}
+
+
+def pool(scores: Mapping[str, Scores]) -> Pooled:
+  """Pools the target means of one method over several sets, `counted_as` one or more.
+
+  Args:
+    scores: ``{set: {target: {unit: value}}}``, each target with a value.
+
+  Raises:
+    ValueError: If there is no target, or one without a value.
+
+  Example:
+    >>> p = pool({"a": {"s": {0: 1.0}, "t": {0: 2.0, 1: 4.0}}, "b": {"u": {0: 4.0}}})
+    >>> print(f"{p.domains.mean:.2f} n={p.domains.n}, {p.sets.mean:.2f} n={p.sets.n}")
+    2.67 n=3, 3.00 n=2
+  """
+  one, means = counted_as(list(scores)), dict[str, list[float]]()
+  for name, targets in scores.items():
+    own = [mean_interval(list(units.values())).mean for units in targets.values()]
+    means.setdefault(one[name], []).extend(own)
+  return Pooled(
+    mean_interval([mean for own in means.values() for mean in own]),
+    mean_interval([mean_interval(own).mean for own in means.values()]),
+  )
+
+
+def pooled_difference(
+  scores: Mapping[str, Scores], reference: Mapping[str, Scores]
+) -> Pooled | None:
+  """Method minus reference, paired by unit and pooled over several sets.
+
+  Args:
+    scores: ``{set: scores}`` of the method.
+    reference: Of the method compared with.
+
+  Returns:
+    `pool` of the differences; ``None`` unless the method has every unit of every target
+    of the reference: a mean over fewer domains is another mean.
+
+  Example:
+    >>> erm = {"x": {"a": {0: 0.5}, "b": {0: 0.5}}, "y": {"c": {0: 0.25, 1: 0.75}}}
+    >>> mer = {"x": {"a": {0: 1.0}, "b": {0: 0.5}}, "y": {"c": {0: 0.50, 1: 1.00}}}
+    >>> p = pooled_difference(mer, erm)
+    >>> p.domains.mean, p.sets.mean
+    (0.25, 0.25)
+  """
+  pairs = {name: _pairs(scores.get(name, {}), own) for name, own in reference.items()}
+  for name, targets in reference.items():
+    for target, units in targets.items():
+      if pairs[name].get(target, {}).keys() != units.keys():
+        return None
+  return pool(pairs)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
   """Holm's step-down adjustment for several comparisons; keeps order, NaN stays NaN.
 

@@ -6,7 +6,7 @@ page; here is what it shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 import functools
 import os
 import pathlib
@@ -25,6 +25,7 @@ from mer_dg.reporting import (
   figures,
   frame,
   names,
+  pooled,
   provenance,
   tables,
   verdict,
@@ -61,6 +62,7 @@ def write_report(
   rule: str = "source_val",
   methods: Sequence[str] = (),
   linear: Mapping[Group, Sequence[LinearModel]] | None = None,
+  generated: Collection[Group] = (),
 ) -> str:
   """Writes ``report/``: ``index.html``, ``report.md``, ``table.{csv,tex}``, figures.
 
@@ -86,6 +88,7 @@ def write_report(
     rule: Of the headline, one of `protocol.SOURCE_RULES`.
     methods: Those that were to run; what has no records is named.
     linear: Linear models on the splits of a table, see `group_of`.
+    generated: Tables whose data come from a generator: they are never pooled.
 
   Returns:
     The Markdown text, fit to be printed.
@@ -118,6 +121,7 @@ def write_report(
       maps if maps is not None and maps.are_of(*key[:2]) else None,
       looks,
       (linear or {}).get(key, ()),
+      key in generated,
     )
     for key, rows in groups.items()
   ]
@@ -140,7 +144,7 @@ def write_report(
     "title": title,
     "left_out": left_out,
     "gaps": [gap for s in sections for gap in s.gaps(methods, several)],
-    "across": _across(heads, looks, draw) if several else {},
+    "across": _across(sections, looks, draw) if several else {},
     "sections": [
       s.shown(draw, f"-{s.head.name}" * several, commands) for s in sections
     ],
@@ -192,6 +196,8 @@ def _summary(shown: Mapping[str, Any], folder: pathlib.Path) -> str:
   lines = [textwrap.fill(line, _COLUMNS) for line in said if line.strip()]
   across, first = shown["across"], shown["sections"][0]
   grid = across["grid"] if across else first["grids"][first["table"].rule]
+  if across and across["pooled"]:
+    grid = next(iter(across["pooled"].grids.values()))
   return "\n".join(
     [*lines, "", _narrow(grid), "", f"Report: {folder / 'index.html'}\n"]
   )
@@ -229,7 +235,17 @@ class _Section:
   """All that is shown of one dataset, one set of modalities and one protocol."""
 
   def __init__(
-    self, records, metric, rule, reference, inner, history, maps, looks, linear
+    self,
+    records,
+    metric,
+    rule,
+    reference,
+    inner,
+    history,
+    maps,
+    looks,
+    linear,
+    generated,
   ):
     rules = [rule, *(other for other in names.RULES if other != rule)]
     if not inner:
@@ -249,6 +265,10 @@ class _Section:
       found, compared = self.frames[r], own[0] if own else None
       self.tables[r] = tables.summarise(records, chosen[r], found, metric, r, compared)
     self.head = self.tables[rule]
+    numbers = {m: frozenset[str]() for m in methods}
+    for record in records:
+      numbers[record["method"]] |= record["hyper"].keys()
+    self.part = pooled.Part(self.head, self.frames[rule], numbers, linear, generated)
 
   def gaps(self, expected: Sequence[str], several: bool) -> Iterator[str]:
     """Methods without runs, at all or on a target, and with fewer than others."""
@@ -439,8 +459,9 @@ def _ranks(stem: str, scores, metric: str, looks, draw: Draw):
   return draw(stem, "mean ranks over held-out domains", figure, paper=True), found
 
 
-def _across(heads: Sequence[tables.Table], looks, draw: Draw) -> dict[str, Any]:
-  """Several tables at a glance: one line each, and ranks over all of their targets."""
+def _across(sections: Sequence[_Section], looks, draw: Draw) -> dict[str, Any]:
+  """Several tables at a glance: one line each; what is pooled over them, and ranks."""
+  heads, parts = [s.head for s in sections], [s.part for s in sections]
   first, metric = heads[0], heads[0].metric
   methods = [m for m in looks if any(m in t.scores for t in heads)]
   methods.sort(key=lambda m: m != first.reference)
@@ -469,34 +490,7 @@ def _across(heads: Sequence[tables.Table], looks, draw: Draw) -> dict[str, Any]:
     draw(stem, "paired differences", _intervals(shown, looks, **options), paper=True)
     for stem, shown in figures_of.items()
   ]
-  out["ranks"] = _ranks("overview_ranks", pooled(heads), metric, looks, draw)
+  out["pooled"] = found = pooled.endpoint(parts)
+  scores = found.scores if found else {}
+  out["ranks"] = _ranks("overview_ranks", scores, metric, looks, draw)
   return out
-
-
-def pooled(heads: Sequence[tables.Table]) -> dict[str, dict[str, Any]]:
-  """Scores on the targets of all sets, for ranks and nothing else.
-
-  Only tables that leave one domain out count, and of each dataset the one with most
-  modalities: pairs of domains and subsets of modalities share their data, and a rank
-  test takes targets as independent. Methods that a set lacks are left out.
-
-  Args:
-    heads: Tables of one metric and selection rule.
-
-  Returns:
-    ``{method: {"dataset: target": values}}``; empty if fewer than two sets count.
-  """
-  chosen: dict[str, tables.Table] = {}
-  for table in heads:
-    best = chosen.get(table.dataset)
-    more = best is None or len(table.modalities) > len(best.modalities)
-    if table.protocol == protocol.PROTOCOLS[0] and more:
-      chosen[table.dataset] = table
-  if len(chosen) < 2:
-    return {}
-  shared = set.intersection(*(set(t.scores) for t in chosen.values()))
-  return {
-    m: {f"{t.dataset}: {target}": values for t in chosen.values()
-        for target, values in t.scores[m].items()}
-    for m in heads[0].scores if m in shared
-  }  # fmt: skip

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mer_dg import protocol, reporting
-from mer_dg.reporting import linear, maps, provenance, report
+from mer_dg.reporting import linear, maps, provenance
 from tests.reporting.test_golden import FOLDER
 
 VOID = {"meta", "br", "hr", "img"}
@@ -329,6 +329,10 @@ def test_several_tables_have_an_overview_and_files_of_their_own(tmp_path, experi
   assert re.fullmatch(r"\*\*52\.0 ± \d+\.\d \(\+10\.0\*\)\*\*", body[2][3])
   assert body[4][3] == "–"
   assert "- mer: no runs (other/set (video))" in text
+  # Pooled over the two with both modalities: four domains, the same gain on each.
+  assert re.search(r"\| mer +\| +\+10\.0 \[.*\| +helps \|", text)
+  summary = (tmp_path / "report" / "summary.txt").read_text()
+  assert summary.startswith("All sets together. Against ERM, helps: mer.")
   names = {p.name for p in (tmp_path / "report").iterdir()}
   assert "targets-toy-video-audio.svg" in names
   assert "curves-other-set-video-audio-key.svg" not in names  # One step has no curve.
@@ -352,22 +356,6 @@ def test_a_grid_of_many_methods_has_a_line_for_each(tmp_path, experiment):
   lines = (tmp_path / "report" / "summary.txt").read_text().splitlines()
   assert max(map(len, lines[:-1])) <= 100
   assert sorted(panels) == [f"overview-{d}-video-audio.svg" for d in ("other", "toy")]
-
-
-def test_ranks_are_over_one_table_of_each_set(experiment):
-  """Not over pairs of domains or subsets of modalities, which share their data."""
-
-  def table(**fields):
-    rows = [r | fields for r in experiment if r["step"] == 20]
-    return reporting.build_table(rows)
-
-  x, y = table(dataset="x"), table(dataset="y")
-  subset = table(dataset="x", modalities=["video"])
-  pairs = table(dataset="x", protocol="single_source", modalities=["a", "b", "c"])
-  found = report.pooled([subset, x, pairs, y])
-  assert list(found["mer"]) == ["x: a", "x: b", "y: a", "y: b"]
-  assert found["mer"]["x: a"] is x.scores["mer"]["a"]
-  assert report.pooled([x, pairs]) == {}
 
 
 @pytest.mark.usefixtures("undrawn")
