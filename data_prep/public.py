@@ -100,6 +100,69 @@ def prepare_dsads(root: pathlib.Path) -> Arrays:
   }
 
 
+UNITS = ("torso", "right_arm", "left_arm", "right_leg", "left_leg")
+# Where a unit sits: sides of the body are no new place.
+_POSITIONS = {"torso": (0,), "arms": (1, 2), "legs": (3, 4)}
+
+
+def dsads_by_unit(arrays: Arrays) -> Arrays:
+  """The five units as modalities, each with its three sensors: ``[N, 62, 9]``.
+
+  Args:
+    arrays: Of `prepare_dsads`.
+  """
+  kept = ("label", "class_names", "domain", "domain_names", "group")
+  return {
+    "modalities": np.array(UNITS),
+    **{unit: x.reshape(*x.shape[:2], 9) for unit, x in _units(arrays).items()},
+    **{key: arrays[key] for key in kept},
+  }
+
+
+def dsads_by_position(arrays: Arrays) -> Arrays:
+  """A row per unit; where on the body it sits is the domain.
+
+  The people, activities and minutes of a held-out position are those of the others: what
+  is new is the place alone. Units that were worn at the same time share a group.
+
+  Args:
+    arrays: Of `prepare_dsads`.
+
+  Returns:
+    acc, gyro and mag ``[5 N, 62, 3]``, unit after unit.
+  """
+  units, n = _units(arrays), len(arrays["label"])
+  x = np.concatenate(list(units.values()))
+  place = {u: d for d, own in enumerate(_POSITIONS.values()) for u in own}
+  again = lambda key: np.tile(arrays[key], len(UNITS))
+  return {
+    "modalities": np.array(["acc", "gyro", "mag"]),
+    **{m: x[:, :, s] for s, m in enumerate(("acc", "gyro", "mag"))},
+    "label": again("label"),
+    "class_names": arrays["class_names"],
+    "domain": np.repeat([place[u] for u in range(len(UNITS))], n).astype(np.int16),
+    "domain_names": np.array(list(_POSITIONS)),
+    "group": again("group"),
+  }
+
+
+def _units(arrays: Arrays) -> dict[str, np.ndarray]:
+  """``{unit: [N, step, sensor, axis]}``."""
+  split = lambda x: x.reshape(*x.shape[:2], len(UNITS), 3)
+  x = np.stack([split(arrays[m]) for m in ("acc", "gyro", "mag")], axis=3)
+  return {unit: x[:, :, u] for u, unit in enumerate(UNITS)}
+
+
+def _dsads(root: pathlib.Path) -> Arrays:
+  """From the published files, or from ``dsads.npz`` that was made of them."""
+  if not root.is_file():
+    return prepare_dsads(root)
+  with np.load(root, allow_pickle=False) as file:
+    if absent := {"acc", "gyro", "mag", "label", "group"} - {*file}:
+      raise DataError(f"{root}: no {sorted(absent)} in it; is it the set dsads?")
+    return dict(file)
+
+
 # --- Gesture Phase Segmentation ------------------------------------------------------
 
 VIDEOS = ("a1", "a2", "a3", "b1", "b3", "c1", "c3")
@@ -355,13 +418,21 @@ def prepare_fsdd(root: pathlib.Path) -> Arrays:
 
 _UCI = "CC BY 4.0 (UCI donation terms)"
 _NO_LICENCE = "none stated: use it for tests, do not pass it on"
+_DSADS_URL = "https://github.com/faris0007/Daily-and-Sports-Activity-Detection"
+_DSADS_CITE = "Altun, Barshan, Tuncel, Pattern Recognition 43(10), 2010"
 _CARS_URL = "https://github.com/decodemarines/cars-ds"
 _CARS_CITE = "Traffic, Driving Style and Road Surface Condition (Kaggle)"
 SETS = {
   "dsads": PublicSet(
-    "https://github.com/faris0007/Daily-and-Sports-Activity-Detection", "a224f05",
-    _UCI, "Altun, Barshan, Tuncel, Pattern Recognition 43(10), 2010",
-    prepare_dsads, "e84134c93eeb", 22.0,
+    _DSADS_URL, "a224f05", _UCI, _DSADS_CITE, prepare_dsads, "e84134c93eeb", 22.0,
+  ),
+  "dsads_position": PublicSet(
+    _DSADS_URL, "a224f05", _UCI, _DSADS_CITE,
+    lambda root: dsads_by_position(_dsads(root)), "82cca3e22f1c", 21.4,
+  ),
+  "dsads_units": PublicSet(
+    _DSADS_URL, "a224f05", _UCI, _DSADS_CITE,
+    lambda root: dsads_by_unit(_dsads(root)), "743b5d0ca2c6", 22.5,
   ),
   "gesture_phase": PublicSet(
     "https://github.com/Fmelle/Gesture-Phase-Segmentation", "78dd0d6",

@@ -116,6 +116,20 @@ def test_dsads_by_sensor(tmp_path, monkeypatch):
   np.testing.assert_array_equal(arrays["gyro"][0, 0], gyro.astype(np.float16))
   np.testing.assert_array_equal(arrays["domain"], np.repeat(range(8), 30))
   assert len(np.unique(arrays["group"])) == 8 * 6
+  by_unit = public.dsads_by_unit(arrays)
+  assert list(by_unit["modalities"]) == list(public.UNITS)
+  arm = (0.25 + np.arange(9, 18) + 300).astype(np.float16)  # Of subject 4.
+  np.testing.assert_array_equal(by_unit["right_arm"][90, 5], arm)
+  assert set(by_unit).isdisjoint({"acc", "gyro", "mag"})
+  np.savez(tmp_path / "made.npz", **arrays)
+  made = public.SETS["dsads_position"].prepare(tmp_path / "made.npz")
+  row = 1 * 240 + 90  # The right arm of the same segment.
+  for s, m in enumerate(("acc", "gyro", "mag")):
+    np.testing.assert_array_equal(made[m][row, 5], arm[3 * s : 3 * s + 3])
+  assert made["domain_names"][made["domain"][row]] == "arms"
+  np.testing.assert_array_equal(np.bincount(made["domain"]), [240, 480, 480])
+  # Both arms wore the same minutes: no split may part them.
+  assert made["group"][row] == made["group"][row + 240] == arrays["group"][90]
   (tmp_path / "data/a01/p3/s07.txt").write_text("1,2\n3,4\n")
   with pytest.raises(DataError, match="s07.txt: .* expected"):
     public.prepare_dsads(tmp_path)
