@@ -122,8 +122,8 @@ def dsads_by_unit(arrays: Arrays) -> Arrays:
 def dsads_by_position(arrays: Arrays) -> Arrays:
   """A row per unit; where on the body it sits is the domain.
 
-  The people, activities and minutes of a held-out position are those of the others: what
-  is new is the place alone. Units that were worn at the same time share a group.
+  The people, activities and minutes of a held-out position are those of the others:
+  what is new is the place alone. Units worn at the same time share a group.
 
   Args:
     arrays: Of `prepare_dsads`.
