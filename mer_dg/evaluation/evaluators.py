@@ -102,6 +102,7 @@ def evaluators(
   return (
     Evaluator("prediction", "evaluation", of(_prediction, num_sources)),
     Evaluator("one modality missing", "evaluation", of(_one_missing)),
+    Evaluator("one modality alone", "evaluation", of(_one_alone)),
     Evaluator("re-paired validation", "evaluation", of(_re_paired_validation)),
     Evaluator("inside the embeddings", "evaluation", _inside),
     Evaluator("modalities missing", "checkpoint", of(_missing)),
@@ -133,6 +134,21 @@ def _one_missing(metric: str, seen: Seen, fuse: Fuse) -> Metrics:
     logits = fuse(*withhold(seen.embeddings, seen.present, kept))
     value = HEADLINE[metric](logits, seen.label, seen.target)
     found[f"target/without_{m}/{metric}"] = value
+  return found
+
+
+def _one_alone(metric: str, seen: Seen, fuse: Fuse) -> Metrics:
+  """``val/only_<m>/<metric>`` and of the target: all other modalities taken away.
+
+  Of encoders that never meet (the method ``uniform``) these are the scores of networks
+  that are trained on one modality each.
+  """
+  found, names = {}, tuple(seen.embeddings)
+  for m in names if len(names) > 1 else ():
+    logits = fuse(*withhold(seen.embeddings, seen.present, (m,)))
+    for split, rows in (("val", seen.val), ("target", seen.target)):
+      value = HEADLINE[metric](logits, seen.label, rows)
+      found[f"{split}/only_{m}/{metric}"] = value
   return found
 
 

@@ -39,7 +39,7 @@ SUBSETS = ("all", "fused", "every")
 SEARCH_RULES = ("selection", "leave_one_source_out")
 # Plain fusion and what is free: unimodal heads, modality dropout, both, late fusion.
 # A comparison without them flatters whatever stands beside plain fusion.
-BASELINES = ("erm", "heads", "md", "heads+md", "late")
+BASELINES = ("erm", "heads", "md", "heads+md", "uniform")
 
 # What two runs of one table share: who trains and tests on what, how it is judged, and
 # the budget. Everything else is the run (method, network, optimiser, seed, domains) or
@@ -319,8 +319,9 @@ class SearchFields:
   # What settings are chosen by: selection, as checkpoints (config.selection); or
   # leave_one_source_out: every source is left out in turn, and judges.
   rule: Annotated[str, _one_of(*SEARCH_RULES)] = "selection"
-  # Encoders of which every target's sources, each left out in turn, choose one by the
-  # first method, for all methods; () leaves config.network.encoder.
+  # What config.network.encoder=auto is chosen from: every target's sources, each left
+  # out in turn, choose by the first method, for all methods. Another one only where it
+  # is a point better than the first. () is the rule by kind of input.
   encoders: Annotated[tuple[str, ...], _each(_ENCODER)] = ()
   # {method: {term, "network" or "optimizer": {number: (low, high)}}}, drawn
   # log-uniformly; a method that is not named takes the ranges of its terms.

@@ -18,10 +18,11 @@ import pandas as pd
 
 from mer_dg.data.dataset import Dataset, check_is_dataset
 from mer_dg.data.npz import load_npz
-from mer_dg.data.splits import every_domain
+from mer_dg.data.splits import Split, every_domain
+from mer_dg.experiments.choice import with_encoder
 from mer_dg.experiments.config import Config, ConfigError, as_dict, validate
 from mer_dg.experiments.model import Model, load_model
-from mer_dg.experiments.setup import Setup, check, make_setup
+from mer_dg.experiments.setup import check, make_setup
 from mer_dg.experiments.tables import shown, train_table
 from mer_dg.experiments.workdir import Workdir
 from mer_dg.protocol import Assignment
@@ -31,9 +32,10 @@ from mer_dg.reporting.tables import build_table
 # What configs/features.py changes in the defaults of `Config`.
 FEATURES = {
   "metric": "balanced_accuracy",
-  "total_steps": 600,
-  "eval_every": 100,
+  "total_steps": 1200,
+  "eval_every": 200,
   "network.input_transform": "range",
+  "search.encoders": ("auto", "mlp"),
 }
 
 
@@ -80,10 +82,11 @@ def fit(
     data.domain_id(held_out)  # Raises, naming the domains there are.
   fields = {"target": held_out or data.domain_names[0], "method": method, "seed": seed}
   checked = _config(data, {**(config or {}), **fields})
-  setup = make_setup(checked, data) if held_out else _everywhere(checked, data)
-  check(setup)
+  folds = None if held_out else _everywhere(checked, data)
+  check(make_setup(checked, data, folds))
   with _folder(workdir) as path, _quiet(not progress):
-    folder = Workdir(path, checked)
+    checked = with_encoder(checked, Path(path), data, folds)
+    setup, folder = make_setup(checked, data, folds), Workdir(path, checked)
     folder.check_data(data.version)
     with folder.writing("mer_dg.fit"):
       single.train(setup, folder)
@@ -198,12 +201,12 @@ def _config(data: Dataset, fields: Mapping[str, Any]) -> Config:
   return validate(given)
 
 
-def _everywhere(config: Config, data: Dataset) -> Setup:
-  """A setup that trains on every domain and tests on none."""
+def _everywhere(config: Config, data: Dataset) -> dict[Assignment, Split]:
+  """A task that trains on every domain and tests on none."""
   split = every_domain(
     data, split_seed=config.split_seed, val_fraction=config.data.val_fraction
   )
-  return make_setup(config, data, {Assignment(split.target, ()): split})
+  return {Assignment(split.target, ()): split}
 
 
 @contextlib.contextmanager

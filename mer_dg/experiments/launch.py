@@ -10,6 +10,7 @@ from typing import Any
 
 from mer_dg.data import DataError
 from mer_dg.experiments.benchmark import is_benchmark, report_all, run_benchmark
+from mer_dg.experiments.choice import with_encoder
 from mer_dg.experiments.config import (
   Config,
   ConfigError,
@@ -104,14 +105,24 @@ def run(
     setup = make_setup(config)
     check(setup)
     folder.check_data(setup.dataset.version)
+    if config.target and (folder.path / "encoders").exists():
+      setup, folder = _with_encoder(setup, folder)
     new = mode != "train" or not _is_trained(setup, folder)
     if new:
       print(opening)
     if new and mode != "evaluate" and is_first_host():
       print(summary(setup))
+    if new and config.target and mode == "train":
+      setup, folder = _with_encoder(setup, folder)
     text = _compute(setup, folder, mode, name, command)
   print(_ending(folder, mode, text, trained=new))
   return text
+
+
+def _with_encoder(setup: Setup, folder: Workdir) -> tuple[Setup, Workdir]:
+  """A single run with the encoder that its sources choose."""
+  config = with_encoder(setup.config, folder.path, setup.dataset)
+  return make_setup(config, setup.dataset), Workdir(folder.path, config)
 
 
 def _is_trained(setup: Setup, folder: Workdir) -> bool:

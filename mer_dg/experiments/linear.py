@@ -16,7 +16,7 @@ from mer_dg.experiments.workdir import Workdir, WorkdirError, read_object
 from mer_dg.protocol import write_atomic
 from mer_dg.reporting import linear as shown
 from mer_dg.reporting import pipe_table
-from mer_dg.reporting.linear import ALL, LATE, LinearModel
+from mer_dg.reporting.linear import ALL, LATE, ModelRow
 
 # Rows that are fitted, numbers per row; a linear model of more takes minutes.
 _ROWS, _COLUMNS = 4000, 2000
@@ -24,7 +24,7 @@ _SIDE = 8  # Of pictures, after averaging.
 _PARTS = 6  # Of a long sequence.
 
 
-def linear_models(setup: Setup) -> list[LinearModel]:
+def linear_models(setup: Setup) -> list[ModelRow]:
   """Logistic regressions (C = 0.1) on standardised inputs, from source rows alone.
 
   A sequence gives the mean, deviation, least and largest value and mean absolute step
@@ -46,7 +46,7 @@ def linear_models(setup: Setup) -> list[LinearModel]:
     for name, (val, target) in _of_task(setup, dataset, features, split).items():
       scores.setdefault(name, []).append((task.target, val, target))
   return [
-    LinearModel(name, float(np.mean([v for _, v, _ in found])), _by_target(found))
+    ModelRow(name, float(np.mean([v for _, v, _ in found])), _by_target(found))
     for name, found in scores.items()
   ]
 
@@ -79,7 +79,7 @@ def linear_first(setup: Setup, workdir: Workdir) -> str:
   return "\n\n".join([title, pipe_table(*shown.grid(models, metric)), said]).rstrip()
 
 
-def read_linear(workdir: Workdir, metric: str) -> list[LinearModel]:
+def read_linear(workdir: Workdir, metric: str) -> list[ModelRow]:
   """The models that a table began with; none if it has no readable file of them."""
   try:
     return shown.from_json(read_object(workdir.linear), metric)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from mer_dg.experiments.config import Config, recipe_of
+from mer_dg.experiments.config import Config, ConfigError, recipe_of
 from mer_dg.experiments.runs import Evaluation, Run, run_id
 from mer_dg.experiments.setup import Setup
 from mer_dg.methods import SETTINGS, hyperparameters_of
+from mer_dg.networks.encoders import resolve
 from mer_dg.protocol import (
   Assignment,
   Record,
@@ -25,6 +26,9 @@ from mer_dg.protocol import (
 Choice = tuple[tuple[tuple[str, float], ...], int]
 # The encoder of each task; "" is that of the config.
 Encoders = Mapping[Assignment, str]
+# How much better than the first one an encoder must be to be chosen: below a point it
+# is chance, and tasks that share an encoder share programs.
+_WORTH = 0.01
 
 
 def draws(
@@ -103,6 +107,8 @@ def search_runs(
 def encoder_runs(setup: Setup) -> list[Run]:
   """Runs that choose encoders: the first method with each, every source left out."""
   config, method = setup.config, setup.config.methods[0]
+  if not offered_encoders(setup):
+    return []
   inner = dict.fromkeys(t for task in setup.tasks for t in setup.inner(task))
   return [
     Run(
@@ -113,6 +119,26 @@ def encoder_runs(setup: Setup) -> list[Run]:
     for task in inner
     for seed in config.search.seeds
   ]  # fmt: skip
+
+
+def offered_encoders(setup: Setup) -> tuple[str, ...]:
+  """Those to choose from; none where the config names one, or all are the same."""
+  config, kinds = setup.config, [s.kind for s in setup.dataset.specs.values()]
+  different = {tuple(resolve(e, k) for k in kinds) for e in config.search.encoders}
+  names = config.search.encoders
+  free = config.network.encoder == "auto" and (len(names) == 1 or len(different) > 1)
+  return names if free and _fits(setup) else ()
+
+
+def _fits(setup: Setup) -> bool:
+  """Whether a batch can be drawn with one source less."""
+  try:
+    for task in setup.tasks:
+      for inner in setup.inner(task):
+        setup.per_domain(inner)
+  except ConfigError:
+    return False
+  return True
 
 
 def _encoder(config: Config, method: str, chosen: str) -> str:
@@ -131,18 +157,20 @@ def choose_encoders(
     records: Of `encoder_runs`.
 
   Returns:
-    ``{task: {encoder: score}}``; no entry for a task with fewer than two sources. Ties
-    go to the encoder that the config names first.
+    ``{task: {encoder: score}}``, the chosen one first; no entry for a task with fewer
+    than two sources. What is less than a point better than the encoder that the config
+    names first is behind it.
   """
-  found = {}
-  for task in setup.tasks if setup.config.search.encoders else ():
+  found, names = {}, offered_encoders(setup)
+  for task in setup.tasks if names else ():
     if not setup.inner(task):
       continue
     scores = {}
-    for encoder in setup.config.search.encoders:
+    for encoder in names:
       own = [r for r in records if r["tags"]["network.encoder"] == encoder]
       scores[encoder] = _left_out(setup, task, own)
-    found[task] = dict(sorted(scores.items(), key=lambda item: -item[1]))
+    worth = lambda e, s=scores: s[e] + (_WORTH if e == names[0] else 0.0)
+    found[task] = {e: scores[e] for e in sorted(names, key=worth, reverse=True)}
   return found
 
 

@@ -13,7 +13,7 @@ from mer_dg.contracts import Network, Task
 from mer_dg.data.arrays import eval_blocks
 from mer_dg.data.av_digits import load_av_digits
 from mer_dg.data.cooccurrence import Cooccurrence, make_cooccurrence
-from mer_dg.data.dataset import Dataset
+from mer_dg.data.dataset import DataError, Dataset
 from mer_dg.data.npz import load_npz
 from mer_dg.data.registry import REGISTERED
 from mer_dg.data.sampling import Pool, make_pool
@@ -119,7 +119,8 @@ class Setup:
   def inner(self, task: Assignment) -> tuple[Assignment, ...]:
     """The tasks in which each source of a task is left out in turn; of one none."""
     sources = self.folds[task].sources
-    return () if task.target in sources else _inner(sources)
+    inner = () if task.target in sources else _inner(sources)
+    return tuple(task for task in inner if task in self.folds)
 
   def network(self, method: str = "") -> Network:
     """The network of a method: that of the config unless the method changes it."""
@@ -182,7 +183,7 @@ def make_setup(
   Args:
     config: From `validate`.
     dataset: Its dataset, for a caller who has it already.
-    folds: Its splits, for a caller whose tasks are no protocol's.
+    folds: The splits of its tasks, for a caller whose tasks are no protocol's.
 
   Raises:
     ConfigError: A network that does not fit the data, or no task.
@@ -190,11 +191,17 @@ def make_setup(
   """
   if dataset is None:
     dataset = load_dataset(config.data, config.reader.max_damaged)
+  if folds is None:
+    folds = _folds(config, dataset)
   backbones = {}
   if config.network.encoder == ENCODER:
     backbones = make_backbones(config, dataset.modalities)
   methods = (config.method,) if config.target else config.methods
-  chosen = () if config.target else config.search.encoders
+  chosen = (
+    ()
+    if config.target or config.network.encoder != "auto"
+    else (config.search.encoders)
+  )
   names = ("", *methods, *(f"{m}@{encoder}" for m in methods for encoder in chosen))
   networks = {}
   for fields in dict.fromkeys(settings(config, name)[0] for name in names):
@@ -213,12 +220,13 @@ def make_setup(
     backbones,
     pretrained.weight_hashes(config, backbones),
     networks,
-    *(_folds(config, dataset) if folds is None else (tuple(folds), folds)),
+    tuple(folds),
+    _with_inner(config, dataset, folds),
   )
 
 
-def _folds(config: Config, dataset: Dataset):
-  """The tasks, and the rows of each and of its inner ones."""
+def _folds(config: Config, dataset: Dataset) -> dict[Assignment, Split]:
+  """The tasks of the protocol, and the rows of each."""
   targets = (config.target,) if config.target else config.targets
   for name in (*targets, *config.sources):
     dataset.domain_id(name)  # Raises, naming the domains there are.
@@ -230,25 +238,42 @@ def _folds(config: Config, dataset: Dataset):
       f"config.protocol={config.protocol!r} leaves no task: targets "
       f"{targets or dataset.domain_names}, sources {config.sources}."
     )
-  rows: dict[str, Any] = dict(
-    split_seed=config.split_seed, val_fraction=config.data.val_fraction
-  )
+  rows = _split_options(config)
   if config.protocol == "target_alone":
-    folds = {task: target_alone(dataset, task.target, **rows) for task in tasks}
-    return tuple(tasks), folds
+    return {task: target_alone(dataset, task.target, **rows) for task in tasks}
   if config.protocol == "with_target":
     own = lambda task: with_target(dataset, task.target, sources=task.sources, **rows)
-    return tuple(tasks), {task: own(task) for task in tasks}
-  split = lambda task, drop: leave_one_domain_out(
+    return {task: own(task) for task in tasks}
+  drop = config.data.drop_unseen_classes
+  return {task: _left_out(dataset, task, drop, rows) for task in tasks}
+
+
+def _with_inner(config: Config, dataset: Dataset, folds: Mapping[Assignment, Split]):
+  """The rows of the tasks and, where the sources choose, of those inside them."""
+  known = ("leave_one_domain_out", "single_source")
+  found, rows = dict(folds), _split_options(config)
+  for task in folds if leaves_out(config) and config.protocol in known else ():
+    for inner in _inner(folds[task].sources):
+      if inner in found:  # Two targets share it.
+        continue
+      try:
+        # With one domain less a class may be gone; it cannot judge.
+        found[inner] = _left_out(dataset, inner, True, rows)
+      except DataError:
+        if searches_by_sources(config):
+          raise
+        # A default must not stop a table: this source has no say on the encoder.
+  return found
+
+
+def _split_options(config: Config) -> dict[str, Any]:
+  return {"split_seed": config.split_seed, "val_fraction": config.data.val_fraction}
+
+
+def _left_out(dataset: Dataset, task: Assignment, drop: bool, rows) -> Split:
+  return leave_one_domain_out(
     dataset, task.target, sources=task.sources, drop_unseen_classes=drop, **rows
   )
-  folds = {task: split(task, config.data.drop_unseen_classes) for task in tasks}
-  for task in tasks if leaves_out(config) else ():
-    for inner in _inner(folds[task].sources):
-      if inner not in folds:  # Two targets share it.
-        # With one domain less a class may be gone; it cannot judge.
-        folds[inner] = split(inner, True)
-  return tuple(tasks), folds
 
 
 def _inner(sources: Sequence[str]) -> tuple[Assignment, ...]:
@@ -261,9 +286,13 @@ def _inner(sources: Sequence[str]) -> tuple[Assignment, ...]:
 
 def leaves_out(config: Config) -> bool:
   """Whether a table trains runs that leave out one more source."""
-  search = config.search
-  by_sources = bool(search.trials) and search.rule == "leave_one_source_out"
-  return not config.target and (by_sources or bool(search.encoders))
+  chooses = config.network.encoder == "auto" and bool(config.search.encoders)
+  return not config.target and (searches_by_sources(config) or chooses)
+
+
+def searches_by_sources(config: Config) -> bool:
+  """Whether sources that are left out choose the settings of methods."""
+  return bool(config.search.trials) and config.search.rule == "leave_one_source_out"
 
 
 def check(setup: Setup) -> None:
@@ -280,12 +309,12 @@ def check(setup: Setup) -> None:
   check_space(config, setup.dataset.modalities)
   pretrained.load(config, setup.backbones, jax.random.key(0))  # Raises if it cannot.
   few = [task.target for task in tasks if not setup.inner(task)]
-  if few and config.search.trials and config.search.rule == "leave_one_source_out":
+  if few and searches_by_sources(config):
     raise ConfigError(
       f"config.search.rule='leave_one_source_out' needs two sources or more; target "
       f"{few[0]!r} has {list(setup.folds[tasks[0]].sources)}."
     )
-  for task in setup.folds:
+  for task in setup.folds if searches_by_sources(config) else tasks:
     setup.per_domain(task)
     for method in methods:
       setup.method(method, task)

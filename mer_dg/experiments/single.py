@@ -56,7 +56,8 @@ _NO_CHECKPOINT = "{} holds no checkpoint of {}; train first (--mode=train)."
 def the_run(setup: Setup) -> Run:
   """The run of a config with ``target``."""
   config, (task,) = setup.config, setup.tasks
-  return Run(config.method, task.target, config.seed, sources=task.sources)
+  method, _, encoder = config.method.partition("@")
+  return Run(method, task.target, config.seed, sources=task.sources, encoder=encoder)
 
 
 def is_trained(setup: Setup, workdir: Workdir) -> bool:
@@ -68,16 +69,16 @@ def is_trained(setup: Setup, workdir: Workdir) -> bool:
 def _prepare(setup: Setup, run: Run) -> tuple[TaskArrays, TrainState, Step]:
   """Rows, state before the first step, and the training step of a run."""
   task = task_arrays(setup, run.task)
-  step = step_of(setup, run.method, run.task)
+  step = step_of(setup, run.trained, run.task)
   init_key = run_keys(jax.random.key(run.seed)).init
-  variables = jax.jit(setup.network(run.method).init)(init_key)
+  variables = jax.jit(setup.network(run.trained).init)(init_key)
   if setup.backbones:
     variables = pretrained.fill(variables, init_key, setup.config, setup.backbones)
 
   @jax.jit
   def begin(seed, variables):
     how = dict(seed=seed, scaling=task.scaling, hyper=run_hyper(setup, run))
-    return first_state(setup, run.method, run.task, variables=variables, **how)
+    return first_state(setup, run.trained, run.task, variables=variables, **how)
 
   state = begin(np.uint32(run.seed), variables)
   return task, state, video.with_inputs(step, setup.dataset)
@@ -95,7 +96,7 @@ def _evaluator(
   setup: Setup, run: Run, task: TaskArrays, arrays: Arrays | None
 ) -> Callable[[dict], dict]:
   """``variables -> metrics``."""
-  config, network = setup.config, setup.network(run.method)
+  config, network = setup.config, setup.network(run.trained)
   found = asked(setup, run.task, "evaluation")
   if setup.dataset.on_disk:
     return video.make_evaluate(network, found, setup.dataset, task, config.reader)
@@ -150,7 +151,7 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
     print(describe(state.variables))
     if setup.backbones:
       print(pretrained.notice(setup.weights), end="")
-  method, sources = setup.method(run.method, run.task), setup.folds[run.task].sources
+  method, sources = setup.method(run.trained, run.task), setup.folds[run.task].sources
   arrays = _arrays(setup)
   measure = _evaluator(setup, run, task, arrays)
   driver = _driver(setup, run, task, arrays, state, step)
@@ -204,7 +205,7 @@ def train(setup: Setup, workdir: Workdir) -> TrainState:
         on_log=lambda at, metrics: logs[0].write(at, metrics),
         on_eval=on_eval,
         on_resume=on_resume,
-        label=f"{run.method} -> {run.target}",
+        label=f"{run.trained} -> {run.target}",
         metric=config.metric,
       )
   except TrainingDiverged as error:
@@ -279,7 +280,7 @@ def _model(setup: Setup, workdir: Workdir, run: Run, template: TrainState) -> Mo
   return Model(
     setup.dataset.specs,
     setup.dataset.class_names,
-    vars(settings(setup.config, run.method)[0]),
+    vars(settings(setup.config, run.trained)[0]),
     jax.tree.map(np.asarray, variables),
     setup.dataset.in_memory().waveforms,
     about,
@@ -304,4 +305,4 @@ def _selected(
         f"{error}. It is, or may be, the one that source validation selects. Without "
         f"{workdir.checkpoints(own)}, --mode=train makes it again."
       ) from error
-  return best, evaluated(state, setup.method(run.method, run.task))
+  return best, evaluated(state, setup.method(run.trained, run.task))

@@ -12,7 +12,9 @@ from tabulate import tabulate
 
 from mer_dg.data.dataset import ArrayDataset
 from mer_dg.data.evidence import spread
+from mer_dg.experiments.search import offered_encoders
 from mer_dg.experiments.setup import Setup
+from mer_dg.networks.encoders import resolve
 
 _ROWS = 512  # Looked at for ranges.
 _LINES = 12  # Of domains and classes; more are counted.
@@ -69,10 +71,8 @@ def _modalities(setup: Setup, sizes: Counter[str]) -> str:
       shape, why = list(x.shape[1:]), dataset.why.get(m, "")
       low_high = _range(x[present], dataset.lengths.get(m))
       missing = f"{1 - present.mean():.1%}" if not present.all() else "none"
-    named = lambda e, k=kind: ("mlp" if k == "vector" else "conv") if e == "auto" else e
-    chosen = () if setup.config.target else setup.config.search.encoders
-    offered = chosen or (setup.config.network.encoder,)
-    encoder = " or ".join(dict.fromkeys(map(named, offered)))
+    offered = offered_encoders(setup) or (setup.config.network.encoder,)
+    encoder = " or ".join(dict.fromkeys(resolve(e, kind) for e in offered))
     body.append(
       [m, str(shape), kind, why, low_high, missing, encoder, sizes[f"encoder/{m}"]]
     )

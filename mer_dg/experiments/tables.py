@@ -27,6 +27,7 @@ from mer_dg.experiments.runs import (
 )
 from mer_dg.experiments.search import (
   Choice,
+  Encoders,
   choose,
   choose_by_sources,
   choose_encoders,
@@ -70,13 +71,7 @@ def train_table(
   """
   config, tasks, grid = setup.config, setup.tasks, Grid(setup)
   code_revision()
-  runs = encoder_runs(setup)
-  began = train_missing(grid, runs, workdir, workdir.inner, on_wave)
-  wait_for_all(f"encoders in {workdir.path}")
-  scores = _encoders(setup, runs, workdir)
-  if began and scores and is_first_host():
-    print(_said(config, scores))
-  encoders = _best(scores)
+  encoders, began = train_encoders(grid, workdir, on_wave)
   runs = runs_before(setup, encoders)
   began |= train_missing(grid, runs, workdir, workdir.search, on_wave)
   wait_for_all(f"search in {workdir.path}")
@@ -91,6 +86,28 @@ def train_table(
     workdir.finish(trials, evaluation_steps(config))
   wait_for_all(f"finished {workdir.path}")
   return runs, began
+
+
+def train_encoders(
+  grid: Grid, workdir: Workdir, on_wave: Callable[[Wave], None] = lambda _: None
+) -> tuple[Encoders, bool]:
+  """Trains what is missing of the runs that choose encoders, and chooses.
+
+  Args:
+    grid: What waves share.
+    workdir: Where the records go.
+    on_wave: As in `train_table`.
+
+  Returns:
+    The encoder of each task, and whether anything was missing.
+  """
+  setup, runs = grid.setup, encoder_runs(grid.setup)
+  began = train_missing(grid, runs, workdir, workdir.inner, on_wave)
+  wait_for_all(f"encoders in {workdir.path}")
+  scores = _encoders(setup, runs, workdir)
+  if began and scores and is_first_host():
+    print(_said(setup.config, scores))
+  return _best(scores), began
 
 
 def is_trained(setup: Setup, workdir: Workdir) -> bool:
@@ -117,7 +134,7 @@ def _encoders(setup: Setup, runs: Sequence[Run], workdir: Workdir):
   return choose_encoders(setup, records)
 
 
-def _best(scores: Mapping[Assignment, Mapping[str, float]]) -> dict[Assignment, str]:
+def _best(scores: Mapping[Assignment, Mapping[str, float]]) -> Encoders:
   return {task: next(iter(found)) for task, found in scores.items()}
 
 
@@ -140,7 +157,8 @@ def _said(config: Config, scores: Mapping[Assignment, Mapping[str, float]]) -> s
   lines = [f"  {task.target}: {of(found)}" for task, found in scores.items()]
   head = (
     f"Encoders by {config.metric.replace('_', ' ')} of {config.methods[0]} on sources "
-    "left out in turn, the best first; it is the one that the table trains:"
+    "left out in turn, the chosen one first (another than "
+    f"{config.search.encoders[0]!r} where it is a point better):"
   )
   return "\n".join([head, *lines])
 

@@ -144,8 +144,7 @@ def make_encoder(
     raise ValueError(f"encoder={name!r} is not one of {(*ENCODERS, *REGISTERED)}.")
   if name == "conv" and spec.kind == "vector":
     raise ValueError("encoder='conv' needs a sequence, image or clip, got a vector.")
-  if name == "auto":
-    name = "mlp" if spec.kind == "vector" else "conv"
+  name = resolve(name, spec.kind)
   if name == "linear":
     return Mlp(embedding_dim, hidden_layers=0, hidden_dim=hidden_dim, dtype=dtype)
   if name == "mlp":
@@ -155,6 +154,16 @@ def make_encoder(
       embedding_dim, hidden_dim=hidden_dim, length=spec.shape[0], dtype=dtype
     )
   return GridEncoder(embedding_dim, hidden_dim=hidden_dim, dtype=dtype)
+
+
+def resolve(name: str, kind: str) -> str:
+  """What ``auto`` stands for; other names stand for themselves.
+
+  Example:
+    >>> resolve("auto", "vector"), resolve("auto", "image"), resolve("mlp", "image")
+    ('mlp', 'conv', 'mlp')
+  """
+  return ("mlp" if kind == "vector" else "conv") if name == "auto" else name
 
 
 class Mlp(nn.Module):

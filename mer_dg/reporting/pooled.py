@@ -14,7 +14,7 @@ import pandas as pd
 from mer_dg import protocol
 from mer_dg.protocol import Pooled, Scores
 from mer_dg.reporting import frame, names
-from mer_dg.reporting.linear import ALL, LinearModel
+from mer_dg.reporting.linear import ALL, ModelRow
 from mer_dg.reporting.tables import Grid, Table
 
 # The baseline that costs nothing: what is put on top of it has to add to it.
@@ -46,7 +46,7 @@ class Part(NamedTuple):
   table: Table
   rows: pd.DataFrame
   numbers: Mapping[str, frozenset[str]]
-  linear: Sequence[LinearModel] = ()
+  linear: Sequence[ModelRow] = ()
   generated: bool = False
 
 

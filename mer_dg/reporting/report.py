@@ -31,7 +31,7 @@ from mer_dg.reporting import (
   verdict,
 )
 from mer_dg.reporting import linear as linear_models
-from mer_dg.reporting.linear import LinearModel
+from mer_dg.reporting.linear import ModelRow
 from mer_dg.reporting.maps import read_maps
 
 Group = tuple[str, tuple[str, ...], str]  # Dataset, modalities, protocol.
@@ -61,7 +61,7 @@ def write_report(
   inner: Iterable[AnyRecord] = (),
   rule: str = "source_val",
   methods: Sequence[str] = (),
-  linear: Mapping[Group, Sequence[LinearModel]] | None = None,
+  linear: Mapping[Group, Sequence[ModelRow]] | None = None,
   generated: Collection[Group] = (),
 ) -> str:
   """Writes ``report/``: ``index.html``, ``report.md``, ``table.{csv,tex}``, figures.
@@ -325,6 +325,12 @@ class _Section:
       out["linear"] = linear_models.grid(self.linear, metric)
       out["overfits"] = linear_models.says(self.linear)
       out["behind"] = linear_models.behind(self.linear, mean, metric)
+    singles = linear_models.networks(
+      rows, metric, self.reference, self.records[0]["modalities"]
+    )
+    if singles:
+      out["networks"] = linear_models.grid(singles, metric, linear_models.NETWORK)
+      out["networks_overfit"] = linear_models.says(singles)
 
     few = self._telling()
     out["many"] = len(table.scores) > figures.MANY

@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from mer_dg.experiments import ConfigError, check, make_setup, validate
+from mer_dg.experiments import ConfigError, check, make_setup, single, validate
+from mer_dg.experiments.choice import with_encoder
+from mer_dg.experiments.grid import Grid, train_all
 from mer_dg.experiments.runs import Evaluation, Run, record_of, run_hyper, run_id
 from mer_dg.experiments.search import (
   choose,
@@ -21,7 +23,7 @@ from mer_dg.experiments.search import (
 from mer_dg.experiments.tables import shown, train_table
 from mer_dg.experiments.workdir import Workdir
 from mer_dg.methods import hyperparameters_of
-from mer_dg.protocol import Assignment
+from mer_dg.protocol import Assignment, append_records
 
 TASKS = [Assignment("d0"), Assignment("d1")]
 SPACE = {"mer_kde": {"mer": {"weight": (0.01, 1.0)}, "optimizer": {"lr": (0.001, 0.1)}}}
@@ -239,11 +241,14 @@ def test_sources_choose_the_encoder_of_each_target(config):
   )
   runs = encoder_runs(setup)
   assert {r.trained for r in runs} == {"erm", "erm@linear"}
-  flat = lambda r: r.encoder == "linear" and "d2" not in (*r.sources, r.target)
-  scores = choose_encoders(setup, _records(setup, runs, lambda r: 0.5 + 0.25 * flat(r)))
+  # Linear is much better where d2 is held out, and less than a point on d1 elsewhere.
+  gain = lambda r: 0.25 if "d2" not in (*r.sources, r.target) else 0.009
+  score = lambda r: 0.5 + (gain(r) if r.encoder == "linear" else 0.0)
+  scores = choose_encoders(setup, _records(setup, runs, score))
   of = {task.target: found for task, found in scores.items()}
   assert of["d2"] == {"linear": 0.75, "auto": 0.5}
-  assert list(of["d0"]) == ["auto", "linear"]  # A tie goes to the first.
+  assert of["d0"] == {"auto": 0.5, "linear": pytest.approx(0.509)}
+  assert list(of["d0"]) == ["auto", "linear"]  # Less than a point is chance.
   best = {task: next(iter(found)) for task, found in scores.items()}
   table = final_runs(setup.config, setup.tasks, {}, best)
   assert {(r.target, r.encoder) for r in table} == {
@@ -277,6 +282,50 @@ def test_a_table_with_chosen_encoders_ends_resumes_and_is_one_table(tiny, tmp_pa
 
 
 @pytest.mark.parametrize(
+  "fields",
+  [
+    {"search__encoders": ("auto", "mlp")},  # The same of vectors.
+    {"search__encoders": ("mlp", "linear"), "network__encoder": "linear"},
+    # Two sources give 32 rows of 40 each; one alone has no 64.
+    {"search__encoders": ("mlp", "linear"), "batch_size": 64},
+  ],
+  ids=["the same", "named", "batch"],
+)
+def test_there_is_nothing_to_choose(tiny, fields):
+  setup = make_setup(validate(tiny("", methods=("erm",), **fields)))
+  check(setup)
+  assert encoder_runs(setup) == []
+
+
+def test_a_single_run_has_the_encoder_that_a_table_would_have(tiny, tmp_path):
+  fields = dict(
+    total_steps=2, eval_every=2, log_every=2, search__seeds=(7,),
+    search__encoders=("mlp", "linear"), methods=("erm",),
+  )  # fmt: skip
+  config = validate(tiny("d2", method="heads", **fields))
+  dataset = make_setup(config).dataset
+  chosen = with_encoder(config, tmp_path, dataset)
+  assert chosen.method in ("heads", "heads@linear")
+  table = dataclasses.replace(config, target="", targets=("d2",))
+  folder = Workdir(tmp_path / "encoders", table)
+  records = folder.records(folder.inner)
+  assert {tuple(r["sources"]) for r in records} == {("d0",), ("d1",)}
+  # With scores of our own, and nothing to train again.
+  folder.inner.unlink()
+  for r in records:
+    linear = r["tags"]["network.encoder"] == "linear"
+    r["metrics"]["target/accuracy"] = 0.9 if linear else 0.5
+  append_records(folder.inner, records)
+  again = with_encoder(config, tmp_path, dataset)
+  assert again.method == "heads@linear"
+  run = single.the_run(make_setup(again, dataset))
+  assert (run.method, run.encoder) == ("heads", "linear")
+  # A method that names its encoder keeps it.
+  named = dataclasses.replace(config, method="heads@mlp")
+  assert with_encoder(named, tmp_path, dataset) is named
+
+
+@pytest.mark.parametrize(
   ("fields", "said"),
   [
     ({"search__encoders": ("auto", "cnn")}, "config.search.encoders"),
@@ -294,3 +343,18 @@ def test_one_source_cannot_be_left_out(tiny):
   config.search.rule = "leave_one_source_out"
   with pytest.raises(ConfigError, match="two sources or more; target 'd1' has"):
     check(make_setup(validate(config)))
+
+
+def test_encoders_that_never_meet_are_networks_on_one_modality_each(tiny):
+  found = {}
+  for modalities in (("m0", "m1"), ("m1",)):
+    fields = dict(methods=("uniform",), targets=("d1",), data__modalities=modalities)
+    setup = make_setup(validate(tiny("", **fields)))
+    (run,) = final_runs(setup.config, setup.tasks, {})[:1]
+    waves = []
+    train_all(Grid(setup), [run], waves.append)
+    found[modalities] = waves[-1].evaluations[-1].metrics
+  both, alone = found.values()
+  for split in ("val", "target"):
+    assert both[f"{split}/only_m1/accuracy"] == alone[f"{split}/accuracy"]
+    assert both[f"{split}/only_m0/accuracy"] != both[f"{split}/only_m1/accuracy"]

@@ -156,6 +156,12 @@ def test_a_source_without_validation_rows_is_nan_in_the_record_and_nowhere_else(
   np.testing.assert_allclose(
     metrics["target/without_a/accuracy"], correct.mean(), rtol=1e-6
   )
+  batch["present"] = {m: np.full(len(test), m == "a") for m in batch["present"]}
+  alone = make_forward(setup.network())(state.variables, batch).logits
+  correct = np.argmax(alone, axis=-1) == batch["label"]
+  np.testing.assert_allclose(
+    metrics["target/only_a/accuracy"], correct.mean(), rtol=1e-6
+  )
   expected = re_paired_accuracy(setup, rows, state.variables)
   np.testing.assert_allclose(metrics["val/re-paired/accuracy"], expected, rtol=1e-6)
   # Data on the host, block by block, gives the same numbers but for rounding.

@@ -4,7 +4,7 @@ import pytest
 
 from mer_dg import reporting
 from mer_dg.reporting import frame, pooled
-from mer_dg.reporting.linear import ALL, LinearModel
+from mer_dg.reporting.linear import ALL, ModelRow
 from tests.factories import record
 
 # Target scores of four sets with two domains each, and what methods have above them.
@@ -44,7 +44,7 @@ def part(dataset, worse=0.0, generated=False, linear=None, **fields):
         )  # fmt: skip
   table = reporting.build_table(rows, reference="erm")
   numbers = {m: frozenset(hyper) for m, (_, hyper) in GAINS.items()}
-  models = [LinearModel(ALL, 0.9, {"a": linear, "b": linear})] if linear else []
+  models = [ModelRow(ALL, 0.9, {"a": linear, "b": linear})] if linear else []
   return pooled.Part(table, frame.to_frame(rows), numbers, models, generated)
 
 

@@ -364,8 +364,8 @@ def test_linear_models_stand_beside_the_networks(tmp_path, experiment):
   table = reporting.group_of(rows[0])
   score = lambda x: dict.fromkeys(targets, x)
   models = [
-    linear.LinearModel(linear.ALL, 0.9, score(0.95)),
-    linear.LinearModel("audio", 0.8, score(0.98)),
+    linear.ModelRow(linear.ALL, 0.9, score(0.95)),
+    linear.ModelRow("audio", 0.8, score(0.98)),
   ]
   text = reporting.write_report(tmp_path, rows, linear={table: models})
   assert "### Linear models on the same splits" in text
@@ -378,6 +378,37 @@ def test_linear_models_stand_beside_the_networks(tmp_path, experiment):
   # Of another table they are not shown.
   other = (table[0], (*table[1], "more"), table[2])
   assert "Linear" not in reporting.write_report(tmp_path, rows, linear={other: models})
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_each_modality_alone_is_what_never_met(tmp_path, experiment):
+  # Two modalities; the best one on sources is 20 points better than all on targets.
+  only = {
+    "val/only_video/accuracy": 0.85, "target/only_video/accuracy": 0.61,
+    "val/only_audio/accuracy": 0.5, "target/only_audio/accuracy": 0.9,
+  }  # fmt: skip
+  uniform = [
+    r | {"method": "uniform", "run_id": "u" + r["run_id"],
+         "metrics": r["metrics"] | only}
+    for r in experiment
+    if r["method"] == "erm"
+  ]  # fmt: skip
+  text = reporting.write_report(tmp_path, [*experiment, *uniform])
+  part = text.partition("### Each modality alone")[2].partition("###")[0]
+  rows = [[c.strip() for c in x.split("|")[1:4]] for x in part.splitlines() if "|" in x]
+  assert rows[2:] == [
+    ["all modalities", "42.0", "90.0"],
+    ["video", "61.0", "85.0"],
+    ["audio", "90.0", "50.0"],
+    ["average of the single ones", "42.0", "90.0"],
+  ]
+  said = (
+    "Fusion overfits: against 'video', the best single one on source validation, all"
+  )
+  assert said in " ".join(part.split())
+  summary = (tmp_path / "report" / "summary.txt").read_text()
+  assert said in " ".join(summary.split())
+  assert "Each modality alone" not in reporting.write_report(tmp_path, experiment)
 
 
 @pytest.mark.usefixtures("undrawn")
