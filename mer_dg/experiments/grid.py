@@ -11,8 +11,10 @@ many jax is told to expose: on two cores two devices are slower than one
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import functools
+import itertools
 import time
 from typing import Any, NamedTuple
 
@@ -124,7 +126,7 @@ def _mesh(devices: tuple[jax.Device, ...]):
 
 def _over_runs(
   fn, axes: tuple[int | None, ...], devices: tuple[jax.Device, ...], **how
-) -> Callable:
+) -> Any:  # What jax.jit returns.
   """``vmap`` over runs, compiled, the runs sharded over the devices."""
   # shard_map, and not sharded arguments alone: what the partitioner does not know
   # how to split (a Cholesky factor, say) it would gather on every device.
@@ -190,7 +192,16 @@ class WaveProgram:
       steps = make_resident_chunk(step, per_domain=per_domain, length=length)
       return _over_runs(steps, (None, 0, 0), devices, donate_argnums=2)
 
-    self._chunk = chunk
+    self._chunk, self._compiled = chunk, dict[int, Callable]()
+
+  def prepare(self, runs: Sequence[Run]) -> WaveProgram:
+    """Compiles what the first steps of a wave need; the program itself."""
+    state, pool, _ = self.begin([lane[0] for lane in trainings(runs)])
+    config = self._setup.config
+    length = min(config.eval_every, config.total_steps)
+    lowered = self._chunk(length).lower(self._arrays, pool, state)
+    self._compiled[length] = lowered.compile()
+    return self
 
   def train(
     self,
@@ -272,7 +283,8 @@ class WaveProgram:
 
   def advance(self, state: TrainState, pool: Pool, steps: int):
     """``(state, metrics [runs, steps])`` after ``steps`` more; ``state`` is donated."""
-    return self._chunk(steps)(self._arrays, pool, state)
+    run = self._compiled.get(steps) or self._chunk(steps)
+    return run(self._arrays, pool, state)
 
   def _stack(self, trees: Sequence[Any]):
     """Pytrees stacked over runs, on the devices."""
@@ -345,27 +357,52 @@ def train_all(
     "methods (--config.methods) or steps (--config.total_steps) take less; seeds and "
     "methods may be added later."
   )
-  with Progress(count * setup.config.total_steps, 0, "", hint) as progress:
-    for group, members in groups.items():
-      name, tasks = group[0], list(dict.fromkeys(run.task for run in members))
-      if not left[group]:
-        continue
+  jobs = []
+  for group, members in groups.items():
+    if left[group]:
+      tasks = list(dict.fromkeys(run.task for run in members))
       lanes = max(len(trainings(wave)) for wave in waves[group])
-      make = functools.partial(WaveProgram, grid, name, tasks)
-      for result in _trained(name, make, lanes, left[group], progress):
+      make = functools.partial(WaveProgram, grid, group[0], tasks)
+      jobs.append(_Job(group[0], make, lanes, left[group]))
+  # One method compiles while the one before it trains.
+  with (
+    Progress(count * setup.config.total_steps, 0, "", hint) as progress,
+    ThreadPoolExecutor(1) as ahead,
+  ):
+    program = None
+    for job, after in itertools.zip_longest(jobs, jobs[1:]):
+      ready = ahead.submit(_prepared, after) if after else None
+      for result in _trained(job, program, progress):
         on_wave(result)
-        progress.write(_wave_line(name, result, setup.config.metric))
+        progress.write(_wave_line(job.name, result, setup.config.metric))
+      if ready and after and not ready.done():
+        progress.name(display(after.name), compiling=True)
+      program = ready.result() if ready else None
+
+
+class _Job(NamedTuple):
+  """What a method has to train, and how its programs are made for some lanes."""
+
+  name: str
+  make: Callable[[int], WaveProgram]
+  lanes: int
+  waves: Sequence[Sequence[Run]]
+
+
+def _prepared(job: _Job) -> WaveProgram | None:
+  try:
+    return job.make(job.lanes).prepare(job.waves[0])
+  except Exception:  # Whatever it is, training meets and tells it.
+    return None
 
 
 def _trained(
-  name: str,
-  make: Callable[[int], WaveProgram],
-  lanes: int,
-  waves: Sequence[Sequence[Run]],
-  progress: Progress,
+  job: _Job, program: WaveProgram | None, progress: Progress
 ) -> Iterator[Wave]:
   """Trains waves one after another, in halves once one is too large for the device."""
-  program, left, fresh = make(lanes), list(waves), True
+  name, make, lanes, waves = job
+  fresh = program is None
+  program, left = program or make(lanes), list(waves)
   while left:
     waves_left = f"{len(left)} wave{'s' * (len(left) > 1)} left"
     progress.name(f"{display(name)}, {waves_left}", compiling=fresh)

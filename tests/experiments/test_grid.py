@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mer_dg.experiments import grid, make_setup, run, tables, validate
 from mer_dg.experiments.config import as_dict
-from mer_dg.experiments.grid import Grid, WaveProgram, train_all
+from mer_dg.experiments.grid import Grid, Wave, WaveProgram, train_all
 from mer_dg.experiments.runs import Run
 from mer_dg.experiments.workdir import Workdir, read_lines
 from mer_dg.protocol import Assignment, read_records
@@ -66,7 +67,10 @@ def test_runs_of_a_wave_equal_single_runs(shared, finished, comparable):
   """Bits may differ: products of stacked matrices are summed in another order."""
   name = shared.setup.config.method
   runs = [Run(name, t, s) for t, s in (("d1", 0), ("d0", 0), ("d1", 3))]
-  wave = WaveProgram(shared, name, [r.task for r in runs[:2]], 3).train(runs)
+  # Compiled ahead of time, as the next method is while one trains.
+  program = WaveProgram(shared, name, [r.task for r in runs[:2]], 3).prepare(runs)
+  program._chunk = lambda length: pytest.fail(f"{length} steps are compiled again")
+  wave = program.train(runs)
   assert not wave.diverged
   state, workdir = finished["resident"]
   jax.tree.map(
@@ -104,6 +108,32 @@ def test_waves_are_even_and_filled_up(shared):
   assert [len(w.runs) for w in again] == [2]
   for a, b in zip(waves[1].evaluations, again[0].evaluations, strict=True):
     assert a.metrics == b.metrics
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_next_method_is_made_while_one_trains(shared, monkeypatch, fails):
+  made = []
+
+  class Program:
+    def __init__(self, grid, name, tasks, lanes):
+      made.append((name, threading.current_thread() is threading.main_thread()))
+
+    def prepare(self, runs):
+      if fails:
+        raise RuntimeError("no memory for two")
+      return self
+
+    def train(self, runs, on_chunk):
+      return Wave(runs, [], [], None, None)
+
+  monkeypatch.setattr(grid, "WaveProgram", Program)
+  runs = [Run(m, "d0", seed) for m in ("erm", "heads", "md") for seed in range(4)]
+  waves = []
+  train_all(shared, runs, waves.append)
+  assert [r for w in waves for r in w.runs] == runs
+  first, ahead = ("erm", True), [("heads", False), ("md", False)]
+  again = [("heads", True), ("md", True)] if fails else []
+  assert sorted(made) == sorted([first, *ahead, *again])
 
 
 TABLE = dict(methods=("erm",), targets=("d0", "d1"), seeds=(0, 1), wave=2)
