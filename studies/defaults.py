@@ -2,16 +2,22 @@
 
   python studies/defaults.py --data=FOLDER --workdir=runs/defaults cars hydraulic
 
-Every variant is the table of plain fusion of configs/features.py. The column to choose
-by is "left out": each source of each target left out in turn, judged by runs that saw
-neither, for each encoder (in the order of the variant). "target" confirms, on the domains that a table holds out. References are
-scikit-learn's logistic regression and one-hidden-layer network on statistics of every
-channel (as the linear rows of a table) and on the arrays as they are; the better of the
-two inputs is chosen on source validation rows. Results: docs/your_data.md.
+Every variant is the table of plain fusion and of networks on one modality each
+(`uniform`) of configs/features.py, in a process of its own. The column to choose by is
+"left out": each source of each target left out in turn, judged by runs that saw
+neither, for each encoder in the order of the variant. "target" confirms, on the domains
+that a table holds out; "single" is the modality that is best on source validation.
+References are scikit-learn's logistic regression and one-hidden-layer network on
+statistics of every channel (as the linear rows of a table) and on the arrays as they
+are; the better of the two inputs is chosen on source validation rows. Results:
+docs/your_data.md.
 """
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+import multiprocessing
 from pathlib import Path
+import resource
 import time
 import warnings
 
@@ -25,12 +31,17 @@ from sklearn.preprocessing import StandardScaler
 
 from configs import features
 from mer_dg import experiments, protocol
-from mer_dg.data import leave_one_domain_out, load_npz
+from mer_dg.data import leave_one_domain_out
 from mer_dg.experiments.linear import features_of
 
 # {name: fields of the config that differ from configs/features.py}
 ONE = {"search.encoders": ("auto",)}
-PLAIN = ONE | {"network.input_transform": "none", "total_steps": 300, "eval_every": 100}
+PLAIN = {
+  "search.encoders": (),
+  "network.input_transform": "none",
+  "total_steps": 300,
+  "eval_every": 100,
+}
 VARIANTS = {
   "plain": PLAIN,
   "asinh": PLAIN | {"network.input_transform": "asinh"},
@@ -70,25 +81,45 @@ def references(dataset):
   return {name: float(np.mean(scores)) for name, scores in found.items()}
 
 
-def train(path, fields, seeds, workdir):
-  """Mean score on left-out sources by encoder, on targets, and seconds of CPU."""
-  config, began = features.get_config(), time.process_time()
-  config.update_from_flattened_dict(
-    {"data.path": str(path), "methods": ("erm",), "seeds": tuple(range(seeds)), **fields}
-  )
+def mean(records, step, key):
+  """Mean over runs of a metric at a step, in %."""
+  found = [r["metrics"][key] for r in records if r["step"] == step]
+  return 100 * float(np.mean(found)) if found else np.nan
+
+
+def config_of(name, folder, fields):
+  """The config of a set; av_digits is no single file."""
+  config = features.get_config()
+  if name == "av_digits":
+    config.update_from_flattened_dict({"data.name": name, "data.path": str(folder)})
+  else:
+    config.data.path = str(folder / f"{name}.npz")
+  config.update_from_flattened_dict({"methods": ("erm", "uniform"), **fields})
+  return config
+
+
+def train(name, folder, fields, workdir):
+  """The cells of a variant: left out, target, single, average, CPU s, GB."""
+  config, began = config_of(name, folder, fields), time.process_time()
   experiments.run(config, workdir=str(workdir))
   parts = [workdir / f"{part}.jsonl" for part in ("inner", "results")]
   inner, table = (list(protocol.read_records(p)) if p.exists() else [] for p in parts)
-  score = lambda records: 100 * np.mean(
-    [
-      r["metrics"]["target/balanced_accuracy"]
-      for r in records
-      if r["step"] == config.total_steps
-    ]
+  score = lambda rows, split="target", only="": mean(
+    rows, config.total_steps, f"{split}/{only}balanced_accuracy"
   )
   by_encoder = protocol.group_by(inner, lambda r: r["tags"]["network.encoder"])
   left_out = " / ".join(f"{score(own):.1f}" for own in by_encoder.values())
-  return left_out, score(table), time.process_time() - began
+  fused, apart = ([r for r in table if r["method"] == m] for m in ("erm", "uniform"))
+  alone = {m: f"only_{m}/" for m in table[0]["modalities"]}
+  best = max(alone, key=lambda m: score(apart, "val", alone[m]))
+  return [
+    left_out,
+    f"{score(fused):.1f}",
+    f"{best} {score(apart, only=alone[best]):.1f}",
+    f"{score(apart):.1f}",
+    f"{time.process_time() - began:.0f}",
+    f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f}",
+  ]
 
 
 def main():
@@ -101,19 +132,22 @@ def main():
   args = parser.parse_args()
   warnings.simplefilter("ignore", ConvergenceWarning)
   warnings.simplefilter("ignore", UserWarning)  # A class that no target row has.
-  lines = [
-    "| set | variant | left out | target | CPU s |",
-    "| --- | --- | ---: | ---: | ---: |",
-  ]
+  columns = ["set", "variant", "left out", "target", "single", "average", "CPU s", "GB"]
+  lines = [columns, ["---"] * len(columns)]
+  fresh = multiprocessing.get_context("spawn")
   for name in args.sets:
-    path = Path(args.data) / f"{name}.npz"
-    for model, score in references(load_npz(path).in_memory()).items():
-      lines.append(f"| {name} | {model} | | {100 * score:.1f} | |")
+    folder, seeds = Path(args.data), {"seeds": tuple(range(args.seeds))}
+    config = experiments.validate(config_of(name, folder, seeds))
+    dataset = experiments.make_setup(config).dataset
+    for model, score in references(dataset.in_memory()).items():
+      lines.append([name, model, "", f"{100 * score:.1f}", "", "", "", ""])
     for variant in args.variant or VARIANTS:
       place = Path(args.workdir) / f"{name}-{variant}".replace(" ", "_")
-      left_out, target, took = train(path, VARIANTS[variant], args.seeds, place)
-      lines.append(f"| {name} | {variant} | {left_out} | {target:.1f} | {took:.0f} |")
-    print(*lines, sep="\n", flush=True)
+      with ProcessPoolExecutor(1, mp_context=fresh) as alone:
+        fields = seeds | VARIANTS[variant]
+        cells = alone.submit(train, name, folder, fields, place).result()
+      lines.append([name, variant, *cells])
+    print(*("| " + " | ".join(line) + " |" for line in lines), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

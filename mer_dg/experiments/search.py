@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from mer_dg.experiments.config import Config, ConfigError, recipe_of
+from mer_dg.experiments.config import Config, recipe_of
 from mer_dg.experiments.runs import Evaluation, Run, run_id
-from mer_dg.experiments.setup import Setup
+from mer_dg.experiments.setup import Setup, chooses_encoder
 from mer_dg.methods import SETTINGS, hyperparameters_of
 from mer_dg.networks.encoders import resolve
 from mer_dg.protocol import (
   Assignment,
   Record,
   leave_one_source_out,
+  metric_value,
   setting,
   validation_score,
 )
@@ -109,7 +110,7 @@ def encoder_runs(setup: Setup) -> list[Run]:
   config, method = setup.config, setup.config.methods[0]
   if not offered_encoders(setup):
     return []
-  inner = dict.fromkeys(t for task in setup.tasks for t in setup.inner(task))
+  inner = dict.fromkeys(t for task in setup.tasks for t in setup.judges(task))
   return [
     Run(
       method, task.target, seed, sources=task.sources,
@@ -126,19 +127,8 @@ def offered_encoders(setup: Setup) -> tuple[str, ...]:
   config, kinds = setup.config, [s.kind for s in setup.dataset.specs.values()]
   different = {tuple(resolve(e, k) for k in kinds) for e in config.search.encoders}
   names = config.search.encoders
-  free = config.network.encoder == "auto" and (len(names) == 1 or len(different) > 1)
-  return names if free and _fits(setup) else ()
-
-
-def _fits(setup: Setup) -> bool:
-  """Whether a batch can be drawn with one source less."""
-  try:
-    for task in setup.tasks:
-      for inner in setup.inner(task):
-        setup.per_domain(inner)
-  except ConfigError:
-    return False
-  return True
+  differ = len(names) == 1 or len(different) > 1
+  return names if chooses_encoder(config) and differ else ()
 
 
 def _encoder(config: Config, method: str, chosen: str) -> str:
@@ -163,23 +153,29 @@ def choose_encoders(
   """
   found, names = {}, offered_encoders(setup)
   for task in setup.tasks if names else ():
-    if not setup.inner(task):
+    if not setup.judges(task):
       continue
     scores = {}
     for encoder in names:
       own = [r for r in records if r["tags"]["network.encoder"] == encoder]
-      scores[encoder] = _left_out(setup, task, own)
+      scores[encoder] = _judged(setup, task, own)
     worth = lambda e, s=scores: s[e] + (_WORTH if e == names[0] else 0.0)
     found[task] = {e: scores[e] for e in sorted(names, key=worth, reverse=True)}
   return found
 
 
-def _left_out(setup: Setup, task: Assignment, records: Sequence[Record]) -> float:
-  sources, metric = setup.folds[task].sources, setup.config.metric
-  try:
-    return leave_one_source_out(records, sources, metric=metric).score
-  except ValueError:  # A source is not there: its run diverged.
-    return -math.inf
+def _judged(setup: Setup, task: Assignment, records: Sequence[Record]) -> float:
+  """Mean over the sources that judge, at the step where it is best."""
+  judges = {(t.target, setup.folds[t].sources) for t in setup.judges(task)}
+  found: dict[int, dict[Any, list[float]]] = {}
+  for r in records:
+    if (judge := (r["target"], tuple(r["sources"]))) in judges:
+      score = metric_value(r, f"target/{setup.config.metric}")
+      found.setdefault(r["step"], {}).setdefault(judge, []).append(score)
+  mean = lambda at: float(np.mean([np.mean(scores) for scores in at.values()]))
+  # Where a source is not there, its run diverged.
+  return max((mean(at) for at in found.values() if len(at) == len(judges)),
+             default=-math.inf)  # fmt: skip
 
 
 def choose_by_sources(

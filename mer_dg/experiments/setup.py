@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ from mer_dg.training.state import TrainState, evaluated, make_hyper, make_state
 from mer_dg.training.step import Step, make_train_step
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).
+# Up to so many domains judge encoders one by one, more in so many groups.
+_SINGLE, _GROUPS = 6, 4
 _AUTO_BATCH = 96
 
 
@@ -121,6 +124,21 @@ class Setup:
     sources = self.folds[task].sources
     inner = () if task.target in sources else _inner(sources)
     return tuple(task for task in inner if task in self.folds)
+
+  def judges(self, task: Assignment) -> tuple[Assignment, ...]:
+    """The tasks whose targets, sources of a task, judge encoders for it.
+
+    See `_judges`; none where a source would judge itself or no batch could be drawn.
+    """
+    names, sources = self.dataset.domain_names, self.folds[task].sources
+    made = [] if task.target in sources else _judges(task.target, sources, names)
+    made = tuple(judge for judge in made if judge in self.folds)
+    try:
+      for judge in made:
+        self.per_domain(judge)
+    except ConfigError:
+      return ()
+    return made
 
   def network(self, method: str = "") -> Network:
     """The network of a method: that of the config unless the method changes it."""
@@ -197,11 +215,8 @@ def make_setup(
   if config.network.encoder == ENCODER:
     backbones = make_backbones(config, dataset.modalities)
   methods = (config.method,) if config.target else config.methods
-  chosen = (
-    ()
-    if config.target or config.network.encoder != "auto"
-    else (config.search.encoders)
-  )
+  chooses = chooses_encoder(config) and not config.target
+  chosen = config.search.encoders if chooses else ()
   names = ("", *methods, *(f"{m}@{encoder}" for m in methods for encoder in chosen))
   networks = {}
   for fields in dict.fromkeys(settings(config, name)[0] for name in names):
@@ -252,17 +267,18 @@ def _with_inner(config: Config, dataset: Dataset, folds: Mapping[Assignment, Spl
   """The rows of the tasks and, where the sources choose, of those inside them."""
   known = ("leave_one_domain_out", "single_source")
   found, rows = dict(folds), _split_options(config)
-  for task in folds if leaves_out(config) and config.protocol in known else ():
+  tasks = folds if config.protocol in known and not config.target else ()
+  # With a domain less a class may be gone; it cannot judge. Two targets share a task.
+  for task in tasks if searches_by_sources(config) else ():
     for inner in _inner(folds[task].sources):
-      if inner in found:  # Two targets share it.
-        continue
-      try:
-        # With one domain less a class may be gone; it cannot judge.
+      if inner not in found:
         found[inner] = _left_out(dataset, inner, True, rows)
-      except DataError:
-        if searches_by_sources(config):
-          raise
-        # A default must not stop a table: this source has no say on the encoder.
+  for task in tasks if chooses_encoder(config) else ():
+    for judge in _judges(task.target, folds[task].sources, dataset.domain_names):
+      # A default must not stop a table: such a source has no say on the encoder.
+      with contextlib.suppress(DataError):
+        if judge not in found:
+          found[judge] = _left_out(dataset, judge, True, rows)
   return found
 
 
@@ -284,10 +300,34 @@ def _inner(sources: Sequence[str]) -> tuple[Assignment, ...]:
   return tuple(Assignment(source, others(source)) for source in sources)
 
 
-def leaves_out(config: Config) -> bool:
-  """Whether a table trains runs that leave out one more source."""
-  chooses = config.network.encoder == "auto" and bool(config.search.encoders)
-  return not config.target and (searches_by_sources(config) or chooses)
+def _judges(target: str, sources: Sequence[str], domains: Sequence[str]):
+  """The tasks in which sources judge encoders.
+
+  More than six domains are put in four groups: that of the target neither trains nor
+  judges, each other one is left out in turn. So a table needs six trainings for an
+  encoder, however many domains it has (fifteen at most below), and none that chooses
+  for a target has seen it.
+
+  Example:
+    >>> [tuple(task) for task in _judges("a", "bc", "abc")]
+    [('b', ('c',)), ('c', ('b',))]
+    >>> [task.sources for task in _judges("a", "bcdefgh", "abcdefgh")][:2]
+    [('c', 'd', 'g', 'h'), ('b', 'd', 'f', 'h')]
+  """
+  groups = _GROUPS if len(domains) > _SINGLE else len(domains)
+  group = {name: i % groups for i, name in enumerate(domains)}
+  own, made = group.get(target), []
+  for source in sources:
+    away = (own, group[source])
+    others = tuple(s for s in sources if group[s] not in away)
+    if group[source] != own and others:
+      made.append(Assignment(source, others))
+  return made
+
+
+def chooses_encoder(config: Config) -> bool:
+  """Whether the sources choose the encoder."""
+  return config.network.encoder == "auto" and bool(config.search.encoders)
 
 
 def searches_by_sources(config: Config) -> bool:

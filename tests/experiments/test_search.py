@@ -20,6 +20,7 @@ from mer_dg.experiments.search import (
   runs_before,
   search_runs,
 )
+from mer_dg.experiments.setup import _judges
 from mer_dg.experiments.tables import shown, train_table
 from mer_dg.experiments.workdir import Workdir
 from mer_dg.methods import hyperparameters_of
@@ -279,6 +280,20 @@ def test_a_table_with_chosen_encoders_ends_resumes_and_is_one_table(tiny, tmp_pa
   with workdir.writing():
     again, began = train_table(setup, workdir)
   assert (again, began) == (runs, False)
+
+
+def test_many_domains_judge_in_groups_and_none_sees_its_target():
+  names = tuple(f"d{i}" for i in range(9))
+  trained = set()
+  for target in names:
+    sources = tuple(n for n in names if n != target)
+    judges = _judges(target, sources, names)
+    away = {n for n in names if names.index(n) % 4 == names.index(target) % 4}
+    assert {j.target for j in judges} == {*names} - away
+    for judge in judges:
+      assert not {judge.target, *away} & {*judge.sources}
+      trained.add(judge.sources)
+  assert len(trained) == 6
 
 
 @pytest.mark.parametrize(
