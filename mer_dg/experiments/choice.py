@@ -9,7 +9,6 @@ from pathlib import Path
 from mer_dg.data.dataset import Dataset
 from mer_dg.data.splits import Split
 from mer_dg.experiments.config import Config, recipe_of
-from mer_dg.experiments.grid import Grid
 from mer_dg.experiments.search import encoder_runs
 from mer_dg.experiments.setup import make_setup
 from mer_dg.experiments.tables import train_encoders
@@ -49,8 +48,7 @@ def with_encoder(
   folder = Workdir(path / "encoders", table)
   folder.check_data(dataset.version)
   with folder.writing("encoders"):
-    encoders, _ = train_encoders(Grid(setup), folder)
-  (chosen,) = encoders.values()
+    (chosen,) = train_encoders(setup, folder).values()
   if chosen == config.network.encoder:
     return config
   return dataclasses.replace(config, method=f"{config.method}@{chosen}")

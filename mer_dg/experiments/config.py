@@ -321,7 +321,7 @@ class SearchFields:
   rule: Annotated[str, _one_of(*SEARCH_RULES)] = "selection"
   # What config.network.encoder=auto is chosen from: every target's sources, each left
   # out in turn, choose by the first method, for all methods. Another one only where it
-  # is a point better than the first. () is the rule by kind of input.
+  # is three points better than the first. () is the rule by kind of input.
   encoders: Annotated[tuple[str, ...], _each(_ENCODER)] = ()
   # {method: {term, "network" or "optimizer": {number: (low, high)}}}, drawn
   # log-uniformly; a method that is not named takes the ranges of its terms.
@@ -355,6 +355,9 @@ class Config:
   seed: Seed = 0
   # Of the table.
   seeds: Seeds = (0, 1, 2, 3, 4)
+  # What a table may take, by the speed of the runs that choose its encoder: of a longer
+  # one the first seeds alone are trained, and it says so. 0: no limit.
+  minutes: Annotated[float, _number(0.0)] = 0.0
   # Train/validation split; the same for every method.
   split_seed: Seed = 0
   # Headline: accuracy or balanced_accuracy.

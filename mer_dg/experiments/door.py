@@ -36,6 +36,7 @@ FEATURES = {
   "eval_every": 200,
   "network.input_transform": "range",
   "search.encoders": ("auto", "mlp"),
+  "minutes": 10.0,
 }
 
 
@@ -122,6 +123,7 @@ def compare(
   names = lambda given: (given,) if isinstance(given, str) else tuple(given)
   fields: dict[str, Any] = {"targets": names(held_out)}
   fields["seeds"] = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+  fields["minutes"] = (config or {}).get("minutes", 0.0)  # As many as were asked for.
   if methods is not None:
     fields["methods"] = names(methods)
   checked = _config(data, {**(config or {}), **fields})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from mer_dg import protocol
+from mer_dg.experiments import budget
 from mer_dg.experiments.config import Config
 from mer_dg.experiments.grid import Grid, Wave, train_all, trainings
 from mer_dg.experiments.hosts import is_first_host, wait_for_all
@@ -69,18 +71,20 @@ def train_table(
   Raises:
     WorkdirError: If the records of what was trained are not there at the end.
   """
-  config, tasks, grid = setup.config, setup.tasks, Grid(setup)
+  config, grid, began = setup.config, Grid(setup), False
+  runs: list[Run] = []
   code_revision()
-  encoders, began = train_encoders(grid, workdir, on_wave)
-  runs = runs_before(setup, encoders)
-  began |= train_missing(grid, runs, workdir, workdir.search, on_wave)
-  wait_for_all(f"search in {workdir.path}")
-  chosen = _settings(setup, runs, workdir)
-  runs = final_runs(config, tasks, chosen, encoders)
-  began |= train_missing(
-    grid, runs, workdir, workdir.results, on_wave, parameters=parameters
-  )
-  wait_for_all(f"table in {workdir.path}")
+  for path, runs in _stages(setup, workdir):
+    final = path == workdir.results
+    if final and is_first_host() and (less := budget.said(_seeds(runs), config)):
+      print(less)
+    new = train_missing(
+      grid, runs, workdir, path, on_wave, parameters=parameters and final
+    )
+    wait_for_all(f"{path.stem} in {workdir.path}")
+    if new and path == workdir.inner and is_first_host():
+      print(_said(config, _encoders(setup, workdir)))
+    began |= new
   if is_first_host():
     trials = {run_id(setup, run): run.trials for run in runs}
     workdir.finish(trials, evaluation_steps(config))
@@ -88,50 +92,64 @@ def train_table(
   return runs, began
 
 
-def train_encoders(
-  grid: Grid, workdir: Workdir, on_wave: Callable[[Wave], None] = lambda _: None
-) -> tuple[Encoders, bool]:
+def _stages(setup: Setup, workdir: Workdir) -> Iterator[tuple[Path, list[Run]]]:
+  """The runs of a table, and of what chooses for it, by the file of their records.
+
+  What a stage asks for follows from the records of those before it. The last one is the
+  table itself.
+  """
+  yield workdir.inner, encoder_runs(setup)
+  encoders = _best(_encoders(setup, workdir))
+  searched = runs_before(setup, encoders)
+  yield workdir.search, searched
+  chosen = _settings(setup, searched, workdir)
+  seeds = budget.affordable_seeds(setup, encoders, _judging(setup, workdir))
+  config = dataclasses.replace(setup.config, seeds=seeds)
+  yield workdir.results, final_runs(config, setup.tasks, chosen, encoders)
+
+
+def _seeds(runs: Sequence[Run]) -> list[int]:
+  return list(dict.fromkeys(run.seed for run in runs))
+
+
+def train_encoders(setup: Setup, workdir: Workdir) -> Encoders:
   """Trains what is missing of the runs that choose encoders, and chooses.
 
   Args:
-    grid: What waves share.
+    setup: The setup.
     workdir: Where the records go.
-    on_wave: As in `train_table`.
 
   Returns:
-    The encoder of each task, and whether anything was missing.
+    The encoder of each task.
   """
-  setup, runs = grid.setup, encoder_runs(grid.setup)
-  began = train_missing(grid, runs, workdir, workdir.inner, on_wave)
-  wait_for_all(f"encoders in {workdir.path}")
-  scores = _encoders(setup, runs, workdir)
-  if began and scores and is_first_host():
+  path, runs = next(_stages(setup, workdir))
+  new = train_missing(Grid(setup), runs, workdir, path)
+  scores = _encoders(setup, workdir)
+  if new:
     print(_said(setup.config, scores))
-  return _best(scores), began
+  return _best(scores)
 
 
 def is_trained(setup: Setup, workdir: Workdir) -> bool:
   """Whether every run of a table, and of what chooses for it, has ended or diverged."""
   steps = evaluation_steps(setup.config)
-  ids = lambda runs: {run_id(setup, run) for run in runs}
-  ended = lambda runs, path: ids(runs) <= workdir.ended(path, steps)
-  runs = encoder_runs(setup)
-  if not ended(runs, workdir.inner):
-    return False
-  encoders = _best(_encoders(setup, runs, workdir))
-  runs = runs_before(setup, encoders)
-  if not ended(runs, workdir.search):
-    return False
-  chosen = _settings(setup, runs, workdir)
-  runs = final_runs(setup.config, setup.tasks, chosen, encoders)
-  return ended(runs, workdir.results)
+  return all(
+    {run_id(setup, run) for run in runs} <= workdir.ended(path, steps)
+    for path, runs in _stages(setup, workdir)
+  )
 
 
-def _encoders(setup: Setup, runs: Sequence[Run], workdir: Workdir):
+def _judging(setup: Setup, workdir: Workdir) -> list[Record]:
+  """Records of the runs that choose encoders."""
+  ids = {run_id(setup, run) for run in encoder_runs(setup)}
+  return (
+    [r for r in workdir.records(workdir.inner) if r["run_id"] in ids] if ids else []
+  )
+
+
+def _encoders(setup: Setup, workdir: Workdir):
   """What each encoder scores for each task, best first."""
-  ids = {run_id(setup, run) for run in runs}
-  records = [r for r in workdir.records(workdir.inner) if r["run_id"] in ids]
-  return choose_encoders(setup, records)
+  return choose_encoders(setup, _judging(setup, workdir))
 
 
 def _best(scores: Mapping[Assignment, Mapping[str, float]]) -> Encoders:
@@ -158,7 +176,7 @@ def _said(config: Config, scores: Mapping[Assignment, Mapping[str, float]]) -> s
   head = (
     f"Encoders by {config.metric.replace('_', ' ')} of {config.methods[0]} on sources "
     "left out in turn, the chosen one first (another than "
-    f"{config.search.encoders[0]!r} where it is a point better):"
+    f"{config.search.encoders[0]!r} where it is three points better):"
   )
   return "\n".join([head, *lines])
 
