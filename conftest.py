@@ -28,6 +28,10 @@ import jax.numpy as jnp  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 
+# Tracing makes millions of objects that live on; looking through all of them again and
+# again is a tenth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 # Linux lets a process have 65,530 memory maps (vm.max_map_count); every program that
 # XLA compiles for a CPU keeps some, and a compiler that gets no more ends the process

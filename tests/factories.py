@@ -1,24 +1,39 @@
 """Made-up things of the right kind, for the tests of all rooms."""
 
+import contextlib
 import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mer_dg import protocol
 from mer_dg.contracts import InputSpec, Task
 
 # Compiles several times faster, into slower programs: compilation is nearly all of the
-# time of a test.
-quick_jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-  },
-)
+# time of a test. The second option is gone after jax 0.10; an unknown one is an error.
+_QUICK = {"xla_backend_optimization_level": 0}
+if jax.__version__.startswith("0.10."):
+  _QUICK["xla_cpu_use_fusion_emitters"] = False
+quick_jit = functools.partial(jax.jit, compiler_options=_QUICK)
+
+
+@contextlib.contextmanager
+def quick_programs():
+  """Everything compiles quickly, in the processes that a test starts, too.
+
+  Programs as users have them are those of tests/goldens, tests/test_main.py, doctests
+  and notebooks.
+  """
+  jax.jit(lambda: 0)()  # With its first program XLA reads its flags; not those below.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "jit", quick_jit)
+    flags = (f"--{name}={str(value).lower()}" for name, value in _QUICK.items())
+    patch.setenv("XLA_FLAGS", " ".join(flags))
+    yield
+
 
 # Of the tiny problem. Not sorted: nothing may depend on the order of names in a dict.
 WIDTHS = {"b": 5, "a": 4}

@@ -13,6 +13,8 @@ from absl import flags
 from absl.testing import flagsaver
 import pytest
 
+from tests.factories import quick_programs
+
 TINY = """
 total_steps=20 eval_every=10 log_every=5 network.embedding_dim=8
 network.hidden_dim=16 network.classifier_dim=16 network.projector_dim=16
@@ -21,6 +23,7 @@ data.cooccurrence.train_per_domain=40 data.cooccurrence.val_per_domain=30
 data.cooccurrence.test_per_domain=30 data.cooccurrence.widths=(6,5)
 """
 FLAGS = [f"--config.{word}" for word in TINY.split()]
+CONFIG = "--config=configs/cooccurrence.py"
 
 
 @pytest.fixture
@@ -104,16 +107,12 @@ def test_one_run_then_the_same_command_then_evaluate_and_report(
 def test_a_search_then_a_table(main, tmp_path):
   """2 methods x 2 targets x 2 seeds, after a search with 2 trials."""
   space = "{'mer_kde':{'mer':{'weight':(0.01,1.0)}}}"
-  code, out, err = main(
-    "--config=configs/cooccurrence.py",
-    f"--workdir={tmp_path}",
-    *FLAGS,
-    "--config.methods=('erm','mer_kde')",
-    "--config.targets=('d0','d1')",
-    "--config.seeds=(0,1)",
-    "--config.search.trials=2",
-    f"--config.search.space={space}",
+  words = (
+    f"{CONFIG} --config.methods=('erm','mer_kde') --config.targets=('d0','d1') "
+    f"--config.seeds=(0,1) --config.search.trials=2 --config.search.space={space}"
   )
+  with quick_programs():
+    code, out, err = main(*words.split(), f"--workdir={tmp_path}", *FLAGS)
   assert code == 0, err
   table = (tmp_path / "report" / "report.md").read_text()
   assert out.endswith((tmp_path / "report" / "summary.txt").read_text())
@@ -135,9 +134,6 @@ def test_a_search_then_a_table(main, tmp_path):
   }
   assert len(weights(searched)) == 2 * 4
   assert weights(final) <= weights(searched)
-
-
-CONFIG = "--config=configs/cooccurrence.py"
 
 
 @pytest.mark.parametrize(

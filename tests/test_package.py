@@ -12,6 +12,7 @@ import tomllib
 import pytest
 
 import mer_dg
+from tests import break_it
 
 HEAVY = (
   "absl",
@@ -172,6 +173,13 @@ def test_readme_and_ci_install_and_test_by_the_same_command(repo_root):
   tests = re.search(r'^(pytest .+) "\$@"$', ci, re.M)[1]
   readme = (repo_root / "README.md").read_text()
   assert f"{install} && {tests}" in [line.strip() for line in readme.splitlines()]
+
+
+def test_what_is_broken_on_purpose_is_there_to_be_broken(repo_root):
+  for name, (file, old, new, tests) in break_it.BREAKS.items():
+    assert (repo_root / "mer_dg" / file).read_text().count(old) == 1, name
+    assert old != new
+    assert (repo_root / "tests" / tests.split()[0]).exists(), name
 
 
 def test_notebooks_are_committed_with_what_they_show(repo_root):

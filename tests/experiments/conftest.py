@@ -1,8 +1,10 @@
 """A tiny experiment: 3 domains, 20 steps; and one finished run of it."""
 
+import jax
 import pytest
 
 from configs import cooccurrence
+from tests.factories import quick_jit, quick_programs
 
 # Dotted overrides that make configs/cooccurrence.py take a second.
 TINY = {
@@ -23,6 +25,12 @@ TINY = {
   "network.projection_dim": 8,
   "optimizer.lr": 1e-2,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_programs():
+  with quick_programs():
+    yield
 
 
 @pytest.fixture(scope="session")
@@ -63,11 +71,14 @@ def train(tiny):
 
 @pytest.fixture(scope="session")
 def finished(train, tmp_path_factory):
-  """``{driver: (state, workdir)}`` of an uninterrupted run with each driver."""
+  """``{driver: (state, workdir)}`` of an uninterrupted run with each driver.
+
+  As users compile: that both give the same bits is true there.
+  """
   folder = tmp_path_factory.mktemp("finished")
-  return {
-    driver: train(folder / driver, driver=driver) for driver in ("resident", "stream")
-  }
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "jit", quick_jit.func)
+    return {d: train(folder / d, driver=d) for d in ("resident", "stream")}
 
 
 @pytest.fixture(scope="session")

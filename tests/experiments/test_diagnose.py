@@ -26,7 +26,7 @@ def make_config():
   return config
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def table(tmp_path_factory):
   """A workdir in which the table was trained, as --mode=train leaves it."""
   folder = tmp_path_factory.mktemp("table")
@@ -34,7 +34,7 @@ def table(tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def examined(table, tmp_path_factory):
   """``(workdir, probes)``: a copy of it, diagnosed; training was not repeated."""
   folder = shutil.copytree(table, tmp_path_factory.mktemp("diagnosed") / "w")
@@ -56,12 +56,12 @@ def examined(table, tmp_path_factory):
   return folder, probes
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def probes(examined):
   return examined[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def last(table, examined):
   """``{run id: (record of the table, record after the diagnosis)}``, last step."""
   records = [

@@ -1,11 +1,11 @@
 """Files nobody has seen: what the format allows goes through configs/features.py.
 
-Two random files by default; MER_DG_RANDOM_FILES=20 tries the first twenty.
+By default the first random file that has every kind of modality;
+MER_DG_RANDOM_FILES=20 tries the first twenty.
 """
 
 import os
 
-import jax
 import numpy as np
 import pytest
 
@@ -56,16 +56,10 @@ def random_file(rng):
   return out
 
 
-@pytest.fixture
-def quick_compilation():
-  """Nearly all of the time is compilation, of programs that take two steps."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+SEEDS = range(int(os.environ.get("MER_DG_RANDOM_FILES", "0"))) or [1]
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("MER_DG_RANDOM_FILES", "2"))))
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("seed", SEEDS)
 def test_any_file_of_the_format_trains(tmp_path, seed):
   arrays = random_file(np.random.default_rng(seed))
   np.savez(tmp_path / "set.npz", **arrays)

@@ -170,14 +170,6 @@ def test_overrides_reach_state_and_record(config):
     run_hyper(setup, Run("erm", "d0", 0, (("mer.weight", 0.25),)))
 
 
-def test_one_name_for_two_recipes_gives_two_ids(config):
-  run, ids = Run("mer_kde", "d0", 0), set()
-  for scope in ("batch", "per_domain"):
-    config.recipes["mer_kde"]["mer"]["scope"] = scope
-    ids.add(run_id(make_setup(validate(config)), run))
-  assert len(ids) == 2
-
-
 def test_a_method_without_a_space_takes_the_ranges_of_its_terms(tiny):
   config = tiny("", methods=("heads", "mer_vmf"), search__trials=2)
   config.search.space = {"heads": {"unimodal": {"weight": (0.2, 0.2)}}}

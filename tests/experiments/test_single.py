@@ -49,6 +49,11 @@ runpy.run_path("main.py", run_name="__main__")
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_programs():
+  """None here: what is compared bit by bit compiles as users do."""
+
+
 def assert_equal_states(a, b):
   plain = lambda s: s.replace(key=jax.random.key_data(s.key))
   jax.tree.map(np.testing.assert_array_equal, plain(a), plain(b))
@@ -100,7 +105,11 @@ def test_a_run_learns_and_leaves_what_it_should(finished):
 # After the third row the checkpoint of step 10 is perhaps still being written; after
 # the fourth, everything but the last record is there.
 @pytest.mark.parametrize(
-  ("driver", "kill_at", "resumed"), [("resident", 3, (0, 10)), ("stream", 4, (10,))]
+  ("driver", "kill_at", "resumed"),
+  [
+    pytest.param("resident", 3, (0, 10), marks=pytest.mark.slow),
+    ("stream", 4, (10,)),
+  ],
 )
 def test_killed_and_started_again(
   flags,

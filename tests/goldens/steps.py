@@ -16,6 +16,7 @@ from mer_dg.methods import build_method, merge_recipes, recipes
 from mer_dg.networks import make_network
 from mer_dg.training.state import make_hyper, make_state
 from mer_dg.training.step import make_train_step
+from tests.factories import quick_jit
 
 PATH = pathlib.Path(__file__).with_name("steps.json")
 SPECS = {
@@ -26,6 +27,8 @@ SPECS = {
 CLASSES, DOMAINS, ROWS, STEPS = 4, 3, 24, 2
 # Recipes as they stand, and with every row strong enough to be mixed.
 ACTIVE = {"mm": {"threshold": 0.0}, "mm_alternate": {"fraction": 1.0}}
+# Ill-conditioned: only a program as users compile it has the digits of the file.
+ROUGH = "logdet", "cmrf"
 
 
 def cases() -> dict[str, dict]:
@@ -59,8 +62,9 @@ def batch(seed: int) -> dict:
   }
 
 
-def measure(recipe: dict) -> dict[str, list[float]]:
+def measure(name: str) -> dict[str, list[float]]:
   """Loss and gradient norm of each step, and two checksums of the parameters."""
+  recipe = cases()[name]
   network = make_network(
     SPECS, num_classes=CLASSES, embedding_dim=8, hidden_dim=16, classifier_dim=16,
     projector_dim=16, projection_dim=8, **recipe.get("network", {}),
@@ -76,7 +80,8 @@ def measure(recipe: dict) -> dict[str, list[float]]:
     hyper=make_hyper(network, method, {"lr": 1e-2, "weight_decay": 1e-3}),
     **horizon,
   )  # fmt: skip
-  step = jax.jit(make_train_step(network, method, **horizon))
+  jit = jax.jit if any(word in name for word in ROUGH) else quick_jit
+  step = jit(make_train_step(network, method, **horizon))
   losses, norms = [], []
   for i in range(STEPS):
     state, metrics = step(state, batch(i), jax.random.key(i))
@@ -91,7 +96,7 @@ def measure(recipe: dict) -> dict[str, list[float]]:
 
 
 def main() -> None:
-  found = {name: measure(recipe) for name, recipe in cases().items()}
+  found = {name: measure(name) for name in cases()}
   PATH.write_text(json.dumps(found, indent=1) + "\n")
 
 

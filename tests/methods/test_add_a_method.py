@@ -6,6 +6,7 @@ import re
 import pytest
 
 from mer_dg import experiments, methods, protocol
+from tests.factories import quick_programs
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def small(page):
 def test_a_users_method_is_a_row_of_the_table(page, tmp_path, capsys):
   c = small(page)
   c.methods = ("erm", "agree")
-  experiments.run(c, workdir=str(tmp_path))
+  with quick_programs():
+    experiments.run(c, workdir=str(tmp_path))
   records = protocol.read_records(tmp_path / "results.jsonl")
   assert {r["method"] for r in records} == {"erm", "agree"}
   assert records[-1]["hyper"]["agree.weight"] == pytest.approx(0.3)

@@ -163,7 +163,16 @@ def lane_of(tree, i):
   return jax.tree.map(lambda a: np.asarray(a)[i], tree)
 
 
-battery = pytest.mark.parametrize("name", RECIPES)
+# Of one term with other options; the pure functions behind these have batteries of
+# their own, tests/entropy, and the golden steps have all of them.
+VARIANTS = ("mer_vmf", "mer_per_domain", "mer_per_class")
+
+
+def _slow(names):
+  return [pytest.param(n, marks=pytest.mark.slow) if n in names else n for n in RECIPES]
+
+
+battery = pytest.mark.parametrize("name", _slow(VARIANTS))
 
 
 @battery
@@ -244,13 +253,10 @@ def _near(path, actual, expected):
 
 
 # Of each kind: mixing in memory, own parameters, several gradients.
-QUICK = ("mm", "moosa", "mbcd")
+QUICK = {"mm", "moosa", "mbcd"}
 
 
-@pytest.mark.parametrize(
-  "name",
-  [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in RECIPES],
-)
+@pytest.mark.parametrize("name", _slow(RECIPES.keys() - QUICK))
 def test_alone_it_is_as_in_a_wave_in_any_order_of_modalities(name):
   run = trained(name)
   # So small a step that what Adam makes of rounding around zero stays small, too.

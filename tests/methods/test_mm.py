@@ -262,34 +262,6 @@ def test_alternate_selects_by_the_table_of_standard_learning():
   np.testing.assert_allclose(seen["mm/eligible_share"], chosen / ROWS, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-  "fields", [{"threshold": 0.0}, ALTERNATE], ids=["ramp", "alternate"]
-)
-def test_padding_rows_and_missing_modalities_have_no_influence(fields):
-  mask, missing = np.arange(ROWS) < 9, np.arange(ROWS) % 4 == 0
-  batch = make_batch(mask, missing)
-  memory = run(fields, batch=batch, step=5)[0][1][0]
-  z = make_embeddings()
-  at = dict(step=7, memory=memory, only=("fused", "mm"))
-  value, grad = run(fields, z, batch, **at)
-  assert value[1][1]["mm/n_mixed"] > 0
-  garbage = {m: jnp.where(batch["present"][m][:, None], v, 1e3) for m, v in z.items()}
-  again, grad_again = run(fields, garbage, batch, **at)
-  jax.tree.map(np.testing.assert_array_equal, value, again)
-  for m in MODALITIES:
-    np.testing.assert_array_equal(grad[m], grad_again[m])
-    np.testing.assert_array_equal(grad[m][~np.asarray(batch["present"][m])], 0.0)
-
-
-@pytest.mark.parametrize("rows", [0, 1])
-def test_without_an_eligible_row_the_term_is_zero_and_finite(rows):
-  batch = make_batch(np.arange(ROWS) < rows)
-  (value, (_, seen, _)), grad = run({}, batch=batch)
-  assert seen["loss/mm"] == 0
-  assert np.isfinite(value)
-  assert all(np.isfinite(g).all() for g in grad.values())
-
-
 def test_entropy_sees_unmixed_rows_only():
   recipe = {"mer": {"normalize": "unit"}}
   z, batch = make_embeddings(), make_batch()

@@ -1,7 +1,5 @@
 """One battery over all fusions, through the seam."""
 
-import functools
-
 from flax.core import meta
 import jax
 import jax.numpy as jnp
@@ -11,14 +9,10 @@ import pytest
 from mer_dg.contracts import InputSpec
 from mer_dg.networks import fusion as fusion_lib
 from mer_dg.networks import make_network
+from tests.factories import quick_jit
 
 KEY = jax.random.key(0)
 ROWS = 4
-
-# Compiling is nearly all of the time here.
-quick_jit = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 NAMES = ("a", "b/c", "d e")
 
 
@@ -56,7 +50,7 @@ def build(fusion, modalities, **kwargs):
   return network, variables, inputs
 
 
-@pytest.mark.parametrize("modalities", [1, 2, 3])
+@pytest.mark.parametrize("modalities", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("fusion", fusion_lib.FUSIONS)
 def test_a_missing_modality_has_no_influence_and_no_gradient(fusion, modalities):
   network, variables, inputs = build(fusion, modalities)

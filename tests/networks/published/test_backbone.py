@@ -1,3 +1,5 @@
+import functools
+
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from mer_dg.networks.published import (
   make_backbone,
   torch_name,
 )
+from tests.factories import quick_jit
 from tests.networks.published import _parity
 
 SMALL = dict(depths=(1, 1, 1, 1), width=8)
@@ -22,9 +25,17 @@ def kind(request):
   return request.param
 
 
+@functools.cache
 def case(kind, **options):
   backbone = make_backbone(kind, **SMALL, **options)
   return backbone, _parity.random_variables(backbone), _parity.random_input(kind)
+
+
+@functools.cache
+def program(kind, bn_mode="batch", train=True):
+  """``(variables, x, rows=None) -> (z, statistics)``, shared by the tests."""
+  backbone, *_ = case(kind, bn_mode=bn_mode)
+  return quick_jit(functools.partial(encode, backbone, train=train))
 
 
 def assert_trees(check, actual, expected):
@@ -98,7 +109,7 @@ RECORDED = {
 @pytest.mark.parametrize("train", [False, True])
 def test_recorded_embeddings(kind, train):
   backbone, variables, x = case(kind, bn_mode="batch")
-  z, _ = jax.jit(lambda v, x: encode(backbone, v, x, train=train))(variables, x)
+  z, _ = program(kind, train=train)(variables, x)
   assert z.shape == (3, backbone.embedding_dim)
   expected = RECORDED[kind][train]
   np.testing.assert_allclose(np.abs(np.float64(z)).mean(), expected, rtol=1e-4)
@@ -117,12 +128,10 @@ def test_the_embedding_is_fast_then_slow():
 
 @pytest.mark.parametrize("bn_mode", BN_MODES)
 def test_which_statistics_move(kind, bn_mode):
-  backbone, variables, x = case(kind, bn_mode=bn_mode)
-  run = jax.jit(
-    lambda v, x, train: encode(backbone, v, x, train=train), static_argnames="train"
-  )
-  for train in (False, True):
-    _, stats = run(variables, x, train=train)
+  _, variables, x = case(kind, bn_mode=bn_mode)
+  # In eval mode none does, which is shown for the mode in which most could.
+  for train in (False, True) if bn_mode == "batch" else (True,):
+    _, stats = program(kind, bn_mode, train)(variables, x)
     for part in ("trunk", "layer4"):
       moves = train and (
         bn_mode != "frozen" if part == "layer4" else bn_mode == "batch"
@@ -142,7 +151,7 @@ def test_which_statistics_move(kind, bn_mode):
 def test_who_gets_gradients(kind, trainable):
   backbone, variables, x = case(kind, bn_mode="batch", trainable=trainable)
 
-  @jax.jit
+  @quick_jit
   @jax.grad
   def gradient(variables):
     return jnp.sum(encode(backbone, variables, x, train=True)[0] ** 2)
@@ -155,9 +164,9 @@ def test_who_gets_gradients(kind, trainable):
 
 
 def test_a_row_that_does_not_count_changes_nothing(kind):
-  backbone, variables, x = case(kind, bn_mode="batch")
-  run = jax.jit(lambda v, x, rows: encode(backbone, v, x, rows, train=True))
-  expected, expected_stats = run(variables, x, None)
+  _, variables, x = case(kind, bn_mode="batch")
+  run = program(kind)
+  expected, expected_stats = run(variables, x)
   garbage = 50 * jnp.ones_like(x[:1])
   rows = jnp.arange(4) < 3
   actual, stats = run(variables, jnp.concatenate([x, garbage]), rows)
@@ -170,9 +179,9 @@ def test_a_row_that_does_not_count_changes_nothing(kind):
 
 
 def test_bfloat16_is_near_and_keeps_float32_outside(kind):
-  backbone, variables, x = case(kind)
+  _, variables, x = case(kind)
   half = make_backbone(kind, **SMALL, compute_dtype="bfloat16")
-  expected, _ = jax.jit(lambda v: encode(backbone, v, x))(variables)
+  expected, _ = program(kind, "frozen", train=False)(variables, x)
   actual, stats = jax.jit(lambda v: encode(half, v, x))(variables)
   assert actual.dtype == jnp.float32
   assert {s.dtype for s in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
@@ -196,7 +205,7 @@ def test_remat_computes_the_same_and_stores_less(kind):
 
   params = variables["layer4"]["params"]
   results = [
-    jax.jit(jax.value_and_grad(loss(b), has_aux=True))(params, maps)
+    quick_jit(jax.value_and_grad(loss(b), has_aux=True))(params, maps)
     for b in (plain, remat)
   ]
   assert_trees(
@@ -215,11 +224,11 @@ def test_remat_computes_the_same_and_stores_less(kind):
 def test_runs_over_seeds_are_an_axis():
   backbone, _, x = case("vggsound_resnet18", bn_mode="layer4")
   keys = jax.random.split(KEY, 2)
-  stacked = jax.jit(jax.vmap(backbone.init))(keys)
-  z = jax.jit(jax.vmap(lambda v: encode(backbone, v, x, train=True)[0]))(stacked)
+  stacked = quick_jit(jax.vmap(backbone.init))(keys)
+  z = quick_jit(jax.vmap(lambda v: encode(backbone, v, x, train=True)[0]))(stacked)
   assert z.shape == (2, 3, backbone.embedding_dim)
   one = jax.tree.map(lambda leaf: leaf[1], stacked)
-  expected, _ = jax.jit(lambda v: encode(backbone, v, x, train=True))(one)
+  expected, _ = program("vggsound_resnet18", "layer4")(one, x)
   np.testing.assert_allclose(z[1], expected, rtol=1e-3, atol=1e-4)
 
 

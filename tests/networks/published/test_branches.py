@@ -13,6 +13,7 @@ from mer_dg.networks import (
   place_weights,
 )
 from mer_dg.networks.published import encode
+from tests.factories import quick_jit
 from tests.networks.published import _parity
 
 SMALL = dict(depths=(1, 1, 1, 1), width=8)
@@ -40,7 +41,7 @@ def build(*, bn_mode="batch", trainable="layer4", dropout=0.5):
     m: _parity.random_variables(backbone, seed)
     for seed, (m, backbone) in enumerate(backbones.items())
   }
-  variables = place_weights(jax.jit(network.init)(KEY), backbones, weights)
+  variables = place_weights(quick_jit(network.init)(KEY), backbones, weights)
   variables["scaling"]["video"] = {
     "center": jnp.full(3, 120.0),
     "inv_scale": jnp.full(3, 1 / 60),
@@ -64,7 +65,7 @@ def built():
 
 
 def run(network, variables, inputs, present, train):
-  @jax.jit
+  @quick_jit
   def apply(variables, inputs, present):
     key = jax.random.key(3) if train else None
     return network.apply(variables, inputs, present, train=train, key=key)
@@ -79,7 +80,7 @@ def test_evaluation_is_the_encoder_on_scaled_input(built):
   assert changed == {}
   x = {"video": (inputs["video"] - np.float32(120)) / 60, "audio": inputs["audio"]}
   for m, backbone in backbones.items():
-    expected, _ = jax.jit(lambda v, x, b=backbone: encode(b, v, x))(weights[m], x[m])
+    expected, _ = quick_jit(lambda v, x, b=backbone: encode(b, v, x))(weights[m], x[m])
     scale = np.abs(expected).max()
     np.testing.assert_allclose(outputs.embeddings[m], expected, atol=1e-4 * scale)
   assert outputs.logits.shape == (ROWS, 3)
@@ -110,7 +111,7 @@ def test_a_step_moves_layer4_and_statistics_and_no_trunk(built):
   inputs, present = batch()
   rest = {name: group for name, group in variables.items() if name != "params"}
 
-  @jax.jit
+  @quick_jit
   def gradient(params):
     def loss(params, rest):
       outputs, changed = network.apply(
