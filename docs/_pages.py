@@ -1,7 +1,8 @@
 """Pages made from what they describe: config fields, API, records, notebooks.
 
-All but the leaderboard are made when the docs are built (`conf.py`). The leaderboard is
-tracked, so that a code host shows it; `python docs/_pages.py` makes it again.
+All but the leaderboard are made when the docs are built (`conf.py`). The leaderboard,
+and what docs/results.md quotes of reports, are tracked, so that a code host shows them;
+`python docs/_pages.py` makes them again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import csv
 import importlib
 from pathlib import Path
 import pkgutil
+import re
 from types import ModuleType
 
 from mer_dg import protocol
@@ -99,6 +101,22 @@ def leaderboard() -> str:
     parts.append(f"[records](results/{name}/table.csv).\n")
     parts.append(_ranked(own, metric))
   return "\n".join(parts) + "\n"
+
+
+def quoted(text: str) -> str:
+  """A page with the sections of reports that it quotes as the reports have them.
+
+  A quotation stands between ``<!-- NAME/report.md: HEADING -->``, of docs/results, and
+  ``<!-- end -->``.
+  """
+
+  def fresh(found: re.Match[str]) -> str:
+    report = (DOCS / "results" / found["file"]).read_text()
+    section = report.partition(f"### {found['heading']}\n")[2].partition("\n#")[0]
+    return f"{found['begin']}\n\n{section.strip()}\n\n<!-- end -->"
+
+  begin = r"(?P<begin><!-- (?P<file>\S+/report\.md): (?P<heading>[^\n]+) -->)"
+  return re.sub(begin + r".*?<!-- end -->", fresh, text, flags=re.DOTALL)
 
 
 def gallery() -> tuple[str, dict[str, bytes]]:
@@ -219,5 +237,9 @@ def make() -> None:
       write_atomic(path, content)
 
 
+QUOTING = (DOCS / "results.md",)
+
 if __name__ == "__main__":
+  for page in QUOTING:
+    page.write_text(quoted(page.read_text()))
   (DOCS / "leaderboard.md").write_text(leaderboard())

@@ -22,6 +22,21 @@ def test_the_leaderboard_is_that_of_the_records(pages, repo_root):
   assert "71.5 ± 3.7 | +28.5 [+26.7, +30.4]" in text
 
 
+def test_pages_quote_reports_as_they_are(pages, tmp_path, monkeypatch):
+  for page in pages.QUOTING:
+    assert pages.quoted(page.read_text()) == page.read_text()
+  monkeypatch.setattr(pages, "DOCS", tmp_path)
+  (tmp_path / "results" / "x").mkdir(parents=True)
+  report = "# x\n\n### All of it\n\nnew\n\n### More\n\nother\n"
+  (tmp_path / "results" / "x" / "report.md").write_text(report)
+  page = "a\n<!-- x/report.md: All of it -->\n\n{}\n\n<!-- end -->\nb\n"
+  assert pages.quoted(page.format("old")) == page.format("new")
+
+
+def test_results_can_be_read_to_the_end(repo_root):
+  assert len((repo_root / "docs/results.md").read_text().splitlines()) <= 300
+
+
 def test_the_gallery_has_a_figure_of_every_table(pages):
   text, drawn = pages.gallery()
   assert text.count("\n## ") == pages.leaderboard().count("\n## ")
