@@ -67,7 +67,11 @@ def test_any_file_of_the_format_trains(tmp_path, seed):
   changes = {"data.path": str(tmp_path / "set.npz"), "methods": ("mer_kde",)}
   changes |= {"targets": ("target",), "seeds": (0,)}
   changes |= {"total_steps": 2, "eval_every": 2, "log_every": 1}
-  changes |= {"network.hidden_dim": 16, "network.embedding_dim": 8}
+  changes |= {
+    "search.encoders": (),
+    "network.hidden_dim": 16,
+    "network.embedding_dim": 8,
+  }
   config.update_from_flattened_dict(changes)
   text = run(config, workdir=str(tmp_path / "w"))
   (record,) = read_records(tmp_path / "w" / "results.jsonl")
