@@ -11,7 +11,7 @@ from scipy.stats import qmc
 
 from mer_dg.experiments.config import Config, recipe_of
 from mer_dg.experiments.runs import Evaluation, Run, run_id
-from mer_dg.experiments.setup import Setup, chooses_encoder
+from mer_dg.experiments.setup import SINGLE, Setup, chooses_encoder
 from mer_dg.methods import SETTINGS, hyperparameters_of
 from mer_dg.networks.encoders import resolve
 from mer_dg.protocol import (
@@ -112,6 +112,7 @@ def encoder_runs(setup: Setup) -> list[Run]:
   if not offered_encoders(setup):
     return []
   inner = dict.fromkeys(t for task in setup.tasks for t in setup.judges(task))
+  many = setup.dataset.num_domains > SINGLE  # Enough scores from one seed.
   return [
     Run(
       method, task.target, seed, sources=task.sources,
@@ -119,7 +120,7 @@ def encoder_runs(setup: Setup) -> list[Run]:
     )
     for encoder in config.search.encoders
     for task in inner
-    for seed in config.search.seeds
+    for seed in config.search.seeds[: 1 if many else None]
   ]  # fmt: skip
 
 

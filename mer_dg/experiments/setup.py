@@ -52,7 +52,7 @@ from mer_dg.training.step import Step, make_train_step
 
 # Batch rows over all sources where the config leaves them open (batch_size=0).
 # Up to so many domains judge encoders one by one, more in so many groups.
-_SINGLE, _GROUPS = 6, 4
+SINGLE, _GROUPS = 6, 4
 _AUTO_BATCH = 96
 
 
@@ -314,7 +314,7 @@ def _judges(target: str, sources: Sequence[str], domains: Sequence[str]):
     >>> [task.sources for task in _judges("a", "bcdefgh", "abcdefgh")][:2]
     [('c', 'd', 'g', 'h'), ('b', 'd', 'f', 'h')]
   """
-  groups = _GROUPS if len(domains) > _SINGLE else len(domains)
+  groups = _GROUPS if len(domains) > SINGLE else len(domains)
   group = {name: i % groups for i, name in enumerate(domains)}
   own, made = group.get(target), []
   for source in sources:
