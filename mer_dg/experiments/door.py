@@ -35,6 +35,8 @@ FEATURES = {
   "total_steps": 1200,
   "eval_every": 200,
   "network.input_transform": "range",
+  # Coupled L2; docs/your_data.md has the study.
+  "optimizer.weight_decay": 7e-3,
   "search.encoders": ("auto", "mlp"),
   "minutes": 10.0,
 }

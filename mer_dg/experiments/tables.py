@@ -74,14 +74,15 @@ def train_table(
   config, grid, began = setup.config, Grid(setup), False
   runs: list[Run] = []
   code_revision()
-  for path, runs in _stages(setup, workdir):
+  for stage, (path, runs) in enumerate(_stages(setup, workdir)):
     final = path == workdir.results
     if final and is_first_host() and (less := budget.said(_seeds(runs), config)):
       print(less)
     new = train_missing(
       grid, runs, workdir, path, on_wave, parameters=parameters and final
     )
-    wait_for_all(f"{path.stem} in {workdir.path}")
+    # Not by the name of the file: every host writes its own.
+    wait_for_all(f"stage {stage} of {workdir.path}")
     if new and path == workdir.inner and is_first_host():
       print(_said(config, _encoders(setup, workdir)))
     began |= new
