@@ -8,7 +8,7 @@ from configs import av_digits, cooccurrence, features
 FILES = ("hydraulic", "gesture_phase", "cars", "cars_road", "cars_style", "dsads")
 SETS = ("cooccurrence", "av_digits", *FILES)
 # What the config of a set says beside the defaults.
-GROUPS = ("data", "network", "recipes", "total_steps", "eval_every")
+GROUPS = ("data", "network", "optimizer", "recipes", "total_steps", "eval_every")
 
 
 def get_config(name: str):
@@ -20,6 +20,8 @@ def get_config(name: str):
     c = av_digits.get_config()
   else:
     c = features.get_config()
+    # One encoder and all seeds: what is compared are methods.
+    c.search.encoders, c.minutes = (), 0.0
     folder = os.environ.get("MER_DG_DATA", "../shared/data")
     c.data.path = os.path.join(folder, f"{name}.npz")
   return c

@@ -11,9 +11,7 @@ on fresh seeds. The folder of the real sets is MER_DG_DATA (docs/data.md).
 Results: docs/results.md.
 """
 
-import os
-
-from configs import av_digits, cooccurrence, features
+from configs import _sets, av_digits, cooccurrence
 
 SETS = ("gesture_phase", "dsads", "av_digits", "cooccurrence")
 
@@ -28,9 +26,7 @@ def get_config(name: str = "gesture_phase"):
   if name in ("av_digits", "cooccurrence"):
     c = {"av_digits": av_digits, "cooccurrence": cooccurrence}[name].get_config()
   else:
-    c = features.get_config()
-    folder = os.environ.get("MER_DG_DATA", "../shared/data")
-    c.data.path = os.path.join(folder, f"{name}.npz")
+    c = _sets.get_config(name)
   c.total_steps = 300
   c.eval_every = 100
   kde = dict(estimator="kde", weight=1.0, bandwidth=0.3)

@@ -29,7 +29,7 @@ LOGDET = dict(mer=dict(weight=(0.1, 10.0)))
 def space():
   """The search space of every method here and in configs/benchmark.py."""
   return {
-    "erm": dict(optimizer=dict(weight_decay=(1e-5, 1e-3))),
+    "erm": dict(optimizer=dict(weight_decay=(1e-5, 3e-2))),
     "heads": HEADS,
     "mm": HEADS | MM,
     "mm_alternate": HEADS | MM,
