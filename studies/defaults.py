@@ -111,12 +111,16 @@ def train(name, folder, fields, workdir):
   left_out = " / ".join(f"{score(own):.1f}" for own in by_encoder.values())
   fused, apart = ([r for r in table if r["method"] == m] for m in ("erm", "uniform"))
   alone = {m: f"only_{m}/" for m in table[0]["modalities"]}
-  best = max(alone, key=lambda m: score(apart, "val", alone[m]))
+  single = average = ""
+  if len(alone) > 1:
+    best = max(alone, key=lambda m: score(apart, "val", alone[m]))
+    single = f"{best} {score(apart, only=alone[best]):.1f}"
+    average = f"{score(apart):.1f}"
   return [
     left_out,
     f"{score(fused):.1f}",
-    f"{best} {score(apart, only=alone[best]):.1f}",
-    f"{score(apart):.1f}",
+    single,
+    average,
     f"{time.process_time() - began:.0f}",
     f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f}",
   ]
