@@ -91,9 +91,11 @@ def get_config(chosen: str = ""):
   each = {name: _sets.get_config(name) for name in sets}
   c = _sets.get_config(sets[0])
   c.metric = "balanced_accuracy"
+  headline = HEADLINE if "headline" in words else ()
   kinds = [word for word in words if word in KINDS]
-  headline = "headline" in words
-  for own in () if headline and not kinds else each.values():
+  if not (kinds or headline):
+    kinds = list(KINDS)
+  for own in each.values() if kinds else ():
     # SWAD needs evaluations: six for its valley, and some before.
     own.eval_every = own.total_steps // 20
   c.benchmark.datasets = {
@@ -101,8 +103,7 @@ def get_config(chosen: str = ""):
   }
   c.eval_every = each[sets[0]].eval_every  # Without --mode=benchmark: the first set.
   c.log_every = 5  # It has to divide every set's eval_every.
-  others = compose(kinds or KINDS) if kinds or not headline else ()
-  c.methods = tuple(dict.fromkeys((*(HEADLINE if headline else ()), *others)))
+  c.methods = tuple(dict.fromkeys((*headline, *compose(kinds))))
   if "search" in words:
     c.search.trials = 16
   return c

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mer_dg.data.dataset import Dataset
 from mer_dg.data.splits import Split
-from mer_dg.experiments.config import Config, recipe_of
-from mer_dg.experiments.search import encoder_runs
-from mer_dg.experiments.setup import make_setup
+from mer_dg.experiments.config import Config
+from mer_dg.experiments.search import encoder_runs, own_encoder
+from mer_dg.experiments.setup import chooses_encoder, make_setup
 from mer_dg.experiments.tables import train_encoders
 from mer_dg.experiments.workdir import Workdir
 from mer_dg.protocol import Assignment
@@ -35,11 +35,9 @@ def with_encoder(
 
   Returns:
     ``config``, its method with ``@<encoder>`` where another than that of the config was
-    chosen.
+    chosen, else ``config`` itself.
   """
-  if "@" in config.method or "encoder" in recipe_of(config, config.method).get(
-    "network", {}
-  ):
+  if not chooses_encoder(config) or own_encoder(config, config.method):
     return config
   table = dataclasses.replace(config, target="", targets=(config.target,))
   setup = make_setup(table, dataset, folds)

@@ -86,10 +86,13 @@ def fit(
   fields = {"target": held_out or data.domain_names[0], "method": method, "seed": seed}
   checked = _config(data, {**(config or {}), **fields})
   folds = None if held_out else _everywhere(checked, data)
-  check(make_setup(checked, data, folds))
+  setup = make_setup(checked, data, folds)
+  check(setup)
   with _folder(workdir) as path, _quiet(not progress):
-    checked = with_encoder(checked, Path(path), data, folds)
-    setup, folder = make_setup(checked, data, folds), Workdir(path, checked)
+    chosen = with_encoder(checked, Path(path), data, folds)
+    if chosen is not checked:
+      setup = make_setup(chosen, data, folds)
+    folder = Workdir(path, chosen)
     folder.check_data(data.version)
     with folder.writing("mer_dg.fit"):
       single.train(setup, folder)

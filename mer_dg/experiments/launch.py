@@ -122,6 +122,8 @@ def run(
 def _with_encoder(setup: Setup, folder: Workdir) -> tuple[Setup, Workdir]:
   """A single run with the encoder that its sources choose."""
   config = with_encoder(setup.config, folder.path, setup.dataset)
+  if config is setup.config:
+    return setup, folder
   return make_setup(config, setup.dataset), Workdir(folder.path, config)
 
 

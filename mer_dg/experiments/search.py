@@ -135,8 +135,13 @@ def offered_encoders(setup: Setup) -> tuple[str, ...]:
 
 def _encoder(config: Config, method: str, chosen: str) -> str:
   """What a run says: nothing where it is the config's, or the method has its own."""
-  own = recipe_of(config, method).get("network", {}).get("encoder")
+  own = own_encoder(config, method)
   return "" if own or chosen == config.network.encoder else chosen
+
+
+def own_encoder(config: Config, method: str) -> str:
+  """The encoder that a method brings or that is named with it (``a@mlp``), or ""."""
+  return recipe_of(config, method).get("network", {}).get("encoder", "")
 
 
 def choose_encoders(

@@ -265,9 +265,10 @@ def _folds(config: Config, dataset: Dataset) -> dict[Assignment, Split]:
 
 def _with_inner(config: Config, dataset: Dataset, folds: Mapping[Assignment, Split]):
   """The rows of the tasks and, where the sources choose, of those inside them."""
-  known = ("leave_one_domain_out", "single_source")
   found, rows = dict(folds), _split_options(config)
-  tasks = folds if config.protocol in known and not config.target else ()
+  # Not of a target that trains, too: see `Setup.inner`.
+  away = [task for task, split in folds.items() if task.target not in split.sources]
+  tasks = () if config.target else away
   # With a domain less a class may be gone; it cannot judge. Two targets share a task.
   for task in tasks if searches_by_sources(config) else ():
     for inner in _inner(folds[task].sources):

@@ -100,11 +100,12 @@ def _stages(setup: Setup, workdir: Workdir) -> Iterator[tuple[Path, list[Run]]]:
   table itself.
   """
   yield workdir.inner, encoder_runs(setup)
-  encoders = _best(_encoders(setup, workdir))
+  judged = _judging(setup, workdir)
+  encoders = _best(choose_encoders(setup, judged))
   searched = runs_before(setup, encoders)
   yield workdir.search, searched
   chosen = _settings(setup, searched, workdir)
-  seeds = budget.affordable_seeds(setup, encoders, _judging(setup, workdir))
+  seeds = budget.affordable_seeds(setup, encoders, judged)
   config = dataclasses.replace(setup.config, seeds=seeds)
   yield workdir.results, final_runs(config, setup.tasks, chosen, encoders)
 
